@@ -1,0 +1,87 @@
+"""Loss landscapes of neural networks: compute, store, compare and show them.
+
+Public names load on first use (PEP 562), so that ``import lltoolkit`` stays instant and a stored
+result opens and draws on a machine without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lltoolkit import plots, zoo
+    from lltoolkit.compute import compute_surface
+    from lltoolkit.errors import DivergedTraining, NondeterministicObjective, ResumeMismatch, SchemaError
+    from lltoolkit.plots.contour import plot_contour
+    from lltoolkit.plots.lines import plot_slice
+    from lltoolkit.plots.surface3d import plot_surface
+    from lltoolkit.render import render_surface
+    from lltoolkit.store import open_result, save_result
+    from lltoolkit.tensors.directions import interpolate, random_subspace
+    from lltoolkit.tensors.objective import Objective
+    from lltoolkit.tensors.subspace import Subspace
+    from lltoolkit.zoo.recorder import Recorder
+
+__version__ = "0.1.0"
+
+# name -> module that holds it
+_HOME = {
+    "DivergedTraining": "lltoolkit.errors",
+    "NondeterministicObjective": "lltoolkit.errors",
+    "Objective": "lltoolkit.tensors.objective",
+    "Recorder": "lltoolkit.zoo.recorder",
+    "ResumeMismatch": "lltoolkit.errors",
+    "SchemaError": "lltoolkit.errors",
+    "Subspace": "lltoolkit.tensors.subspace",
+    "compute_surface": "lltoolkit.compute",
+    "interpolate": "lltoolkit.tensors.directions",
+    "open_result": "lltoolkit.store",
+    "plot_contour": "lltoolkit.plots.contour",
+    "plot_slice": "lltoolkit.plots.lines",
+    "plot_surface": "lltoolkit.plots.surface3d",
+    "random_subspace": "lltoolkit.tensors.directions",
+    "render_surface": "lltoolkit.render",
+    "save_result": "lltoolkit.store",
+}
+_SUBPACKAGES = ("plots", "zoo")
+
+__all__ = [  # noqa: RUF022 - grouped by what they do
+    # measure
+    "Objective",
+    "Subspace",
+    "random_subspace",
+    "interpolate",
+    "compute_surface",
+    # store
+    "open_result",
+    "save_result",
+    # draw
+    "plot_contour",
+    "plot_slice",
+    "plot_surface",
+    "render_surface",
+    "plots",
+    # train
+    "Recorder",
+    "zoo",
+    # errors
+    "DivergedTraining",
+    "NondeterministicObjective",
+    "ResumeMismatch",
+    "SchemaError",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBPACKAGES:
+        return import_module(f"lltoolkit.{name}")
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    from lltoolkit.errors import did_you_mean
+
+    raise AttributeError(f"lltoolkit has no name {name!r}.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

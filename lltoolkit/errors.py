@@ -1,0 +1,55 @@
+"""The few exceptions that need a name, and the wording that all errors share."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NondeterministicObjective(RuntimeError):  # noqa: N818 - a fixed public name
+    """Two measurements of the same weights on the same examples differ."""
+
+
+class ResumeMismatch(ValueError):  # noqa: N818 - a fixed public name
+    """A stored result belongs to another minimizer, data set, subspace or configuration."""
+
+
+class SchemaError(ValueError):
+    """A Dataset or a file is not a result that this version of lltoolkit can read."""
+
+
+class DivergedTraining(RuntimeError):  # noqa: N818 - named after what happened, as the others
+    """The training loss became NaN or infinite; everything up to the last checkpoint is kept."""
+
+
+def did_you_mean(value: object, options: Iterable[object]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest of `options`, or an empty string.
+
+    Examples
+    --------
+    >>> did_you_mean("filtr", ["filter", "layer"])
+    " Did you mean 'filter'?"
+    """
+    nearest = get_close_matches(str(value), [str(option) for option in options], n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def require_choice(name: str, value: object, options: Iterable[object]) -> None:
+    """Raise unless `value` is one of `options`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, as the user typed it.
+    value : object
+        What was given.
+    options : iterable
+        What is allowed.
+
+    Raises
+    ------
+    ValueError
+        With what was given, what is allowed and the nearest match.
+    """
+    options = list(options)
+    if value not in options:
+        allowed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name}={value!r} is not one of {allowed}.{did_you_mean(value, options)}")

@@ -1,0 +1,36 @@
+"""Writing files so that a reader or a kill at any moment finds the old file or the new one, never half of one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, then move it to `path`.
+
+    The data reach the disk before the name does (write, fsync, rename, fsync of the folder).
+
+    Parameters
+    ----------
+    path : Path
+        The file to make or to replace; its folder exists.
+    write : callable
+        Is given the temporary path and writes the whole file there.
+    """
+    # Same suffix, since writers such as numpy append their own; a leading dot hides it from listings.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(temporary)
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

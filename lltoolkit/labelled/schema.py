@@ -1,0 +1,136 @@
+"""What a result is: its kinds, variables, units and required attributes. Torch-free.
+
+A result is a plain ``xarray.Dataset``; this module says what must be in it, labels what is in it,
+and refuses what is not a result, before a plot or a resume goes wrong further on.
+"""
+
+from collections.abc import Hashable, Mapping
+
+import xarray as xr
+
+from lltoolkit.errors import SchemaError
+
+SCHEMA_VERSION = 1
+KINDS = ("surface", "curvature", "trajectory", "sharpness", "spectrum", "history")
+AXES = ("alpha", "beta", "gamma")
+STATUS = {"missing": 0, "computed": 1, "interpolated": 2, "estimated": 3}
+
+REQUIRED_ATTRS = (
+    "schema_version kind created_at lltoolkit_version torch_version device config config_sha256 "
+    "model n_params command git_commit"
+).split()
+OBJECTIVE_ATTRS = (
+    "theta_sha256 data_sha256 data_normalize buffers n_examples dtype precision engine batch_size grad_norm"
+).split()
+SUBSPACE_ATTRS = "subspace_id subspace_kind seed normalize ignore direction_cosine".split()
+
+LABELS: dict[str, dict[str, str]] = {
+    "alpha": {"long_name": "first direction", "units": "1"},
+    "beta": {"long_name": "second direction", "units": "1"},
+    "gamma": {"long_name": "third direction", "units": "1"},
+    "split": {"long_name": "split of the data"},
+    "loss": {"long_name": "loss"},  # its units depend on the loss function: nat for cross-entropy
+    "accuracy": {"long_name": "accuracy", "units": "1"},
+    "status": {"long_name": "origin of the value"},
+    "step": {"long_name": "optimizer step", "units": "1"},
+    "epoch": {"long_name": "epoch", "units": "1"},
+    "learning_rate": {"long_name": "learning rate", "units": "1"},
+}
+
+
+def label(dataset: xr.Dataset) -> xr.Dataset:
+    """Give every known variable its ``long_name`` and ``units`` where it has none; in place.
+
+    Returns
+    -------
+    xr.Dataset
+        The same object.
+    """
+    for name, variable in dataset.variables.items():
+        base = str(name).removesuffix("_se")
+        known = dict(LABELS.get(base, {"long_name": base.replace("_", " "), "units": "1"}))
+        if base != name:
+            known["long_name"] = f"standard error of the {known['long_name']}"
+            known.setdefault("units", str(dataset[base].attrs.get("units", "1")) if base in dataset else "1")
+        for key, value in known.items():
+            variable.attrs.setdefault(key, value)
+    if "status" in dataset:
+        dataset["status"].attrs.setdefault("flag_values", list(STATUS.values()))
+        dataset["status"].attrs.setdefault("flag_meanings", " ".join(STATUS))
+    return dataset
+
+
+def axes_of(dataset: xr.Dataset) -> tuple[str, ...]:
+    """Name the subspace axes of a result in their order, for example ``("alpha", "beta")``."""
+    return tuple(axis for axis in AXES if axis in dataset.dims)
+
+
+def validate(dataset: xr.Dataset, *, source: str = "this Dataset") -> xr.Dataset:
+    """Check that `dataset` is a complete result of a known kind.
+
+    Parameters
+    ----------
+    dataset : xr.Dataset
+        The candidate.
+    source : str
+        What to call it in an error: the path, as a rule.
+
+    Returns
+    -------
+    xr.Dataset
+        The same object.
+
+    Raises
+    ------
+    SchemaError
+        Naming the first thing that is missing or wrong, and what to do.
+    """
+    kind = dataset.attrs.get("kind")
+    if kind not in KINDS:
+        raise SchemaError(
+            f"{source} is no lltoolkit result: its attribute kind is {kind!r}, not one of {', '.join(KINDS)}. "
+            "Open other NetCDF files with xarray.open_dataset."
+        )
+    version = dataset.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise SchemaError(
+            f"{source} has schema_version {version!r}, this lltoolkit reads {SCHEMA_VERSION}. "
+            + ("Upgrade lltoolkit." if newer else "Compute it again with this version.")
+        )
+    needed = list(REQUIRED_ATTRS)
+    if kind == "surface":
+        needed += OBJECTIVE_ATTRS + SUBSPACE_ATTRS
+        _require_variables(dataset, {"loss": ("split",), "status": ()}, source)
+    if missing := [name for name in needed if name not in dataset.attrs]:
+        raise SchemaError(f"{source} ({kind}) lacks the attributes {', '.join(missing)}; it was not written whole.")
+    require_plain_attrs(dataset.attrs, source)
+    return dataset
+
+
+def _require_variables(dataset: xr.Dataset, variables: Mapping[str, tuple[str, ...]], source: str) -> None:
+    axes = axes_of(dataset)
+    if not axes or axes != AXES[: len(axes)]:
+        raise SchemaError(f"{source} has the dims {tuple(dataset.dims)}; a surface runs over alpha[, beta[, gamma]].")
+    for name, dims in variables.items():
+        if name not in dataset:
+            present = ", ".join(map(str, dataset.data_vars)) or "none"
+            raise SchemaError(f"{source} has no variable {name!r} (present: {present}).")
+        if missing := set(dims + axes) - set(dataset[name].dims):
+            raise SchemaError(f"{source}: {name!r} lacks the dims {sorted(missing)}, it has {dataset[name].dims}.")
+
+
+def require_plain_attrs(attrs: Mapping[Hashable, object], source: str) -> None:
+    """Check that attributes are str, int or float: netCDF takes no bool, None or dict.
+
+    Raises
+    ------
+    SchemaError
+        Naming the attribute and its type.
+    """
+    for name, value in attrs.items():
+        if isinstance(value, bool) or not (isinstance(value, str | int | float) or hasattr(value, "dtype")):
+            raise SchemaError(
+                f"{source}: attribute {name!r} is a {type(value).__name__}; NetCDF keeps str, int and float. "
+                "Use 0 or 1 for a bool, 'none' for None, json.dumps for a dict."
+            )

@@ -1,0 +1,107 @@
+"""Vectors shaped like a model: dictionaries from parameter names to tensors, and the arithmetic on them.
+
+Nothing here changes its arguments, and nothing returned shares memory with a model.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Params: TypeAlias = dict[str, Tensor]
+ParameterFilter: TypeAlias = str | Callable[[str, nn.Parameter], bool] | None
+
+
+def parameters_of(model: nn.Module, names: Iterable[str] | None = None) -> Params:
+    """Copy the floating-point parameters of `model`, each tied weight once, under its first name.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module; it is not changed.
+    names : iterable of str, optional
+        Copy these parameters only, in the model's order.
+
+    Returns
+    -------
+    Params
+        Detached copies on the CPU; half precision becomes float32, in which it can be perturbed
+        (bfloat16 rounding alone is 0.2 %).
+    """
+    wanted = None if names is None else set(names)
+    return {
+        name: _working_copy(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and (wanted is None or name in wanted)
+    }
+
+
+def buffers_of(model: nn.Module) -> Params:
+    """Copy the floating-point buffers of `model` (batch-norm statistics above all) to the CPU."""
+    return {name: _working_copy(buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+def _working_copy(tensor: Tensor) -> Tensor:
+    dtype = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
+
+
+def move(origin: Params, directions: Sequence[Params], coordinates: Sequence[float]) -> Params:
+    """Return ``origin + sum_i coordinates[i] * directions[i]``, always as fresh tensors.
+
+    The sum runs in the order of the axes and from the origin, so one point has one value, however
+    it was reached.
+    """
+    moved = {name: tensor.clone() for name, tensor in origin.items()}
+    for direction, coordinate in zip(directions, coordinates, strict=True):
+        for name, step in direction.items():
+            moved[name].add_(step, alpha=float(coordinate))
+    return moved
+
+
+def subtract(a: Params, b: Params) -> Params:
+    """Return ``a - b``, entry by entry."""
+    return {name: tensor - b[name] for name, tensor in a.items()}
+
+
+def dot(a: Params, b: Params) -> float:
+    """Inner product over the entries of `a`, accumulated in float64."""
+    return float(sum(torch.dot(a[name].double().flatten(), b[name].double().flatten()) for name in a))
+
+
+def norm(a: Params) -> float:
+    """Euclidean norm over all entries, accumulated in float64."""
+    return dot(a, a) ** 0.5
+
+
+def filter_norms(tensor: Tensor) -> Tensor:
+    """Norm of each filter, shaped to broadcast against `tensor`.
+
+    A filter is one slice along axis 0 of a tensor with two or more axes (an output channel of a
+    convolution, a row of a linear layer); a tensor with fewer axes is one filter.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(n_filters, 1, ..., 1)``, or a scalar for fewer than two axes.
+
+    References
+    ----------
+    Li et al. (2018), Visualizing the Loss Landscape of Neural Nets, section 4.
+    """
+    if tensor.ndim < 2:
+        return tensor.norm()
+    return tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.ndim - 1))
+
+
+def sha256(*vectors: Params) -> str:
+    """Hash names, shapes, types and values: equal hashes mean equal tensors, bit for bit."""
+    digest = hashlib.sha256()
+    for vector in vectors:
+        for name in sorted(vector):
+            tensor = vector[name].detach().cpu().contiguous()
+            digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

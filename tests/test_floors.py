@@ -1,0 +1,100 @@
+"""The house stands: imports only go down, and results open and draw without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lltoolkit
+
+PACKAGE = Path(lltoolkit.__file__).parent
+# Lowest first. A module may import from lower floors and from modules above it on its own line.
+FLOORS = [
+    ["lltoolkit", "lltoolkit.errors", "lltoolkit.files"],
+    [
+        "lltoolkit.tensors",
+        "lltoolkit.tensors.params",
+        "lltoolkit.tensors.checkpoints",
+        "lltoolkit.tensors.examples",
+        "lltoolkit.tensors.measures",
+        "lltoolkit.tensors.subspace",
+        "lltoolkit.tensors.objective",
+        "lltoolkit.tensors.directions",
+        "lltoolkit.tensors.evaluate",
+    ],
+    ["lltoolkit.labelled", "lltoolkit.labelled.schema", "lltoolkit.labelled.surface"],
+    ["lltoolkit.store"],
+    [
+        "lltoolkit.zoo.shim",
+        "lltoolkit.zoo.data",
+        "lltoolkit.zoo.models",
+        "lltoolkit.zoo.recorder",
+        "lltoolkit.zoo.train",
+        "lltoolkit.zoo",
+    ],
+    ["lltoolkit.compute"],
+    [
+        "lltoolkit.plots.style",
+        "lltoolkit.plots.contour",
+        "lltoolkit.plots.lines",
+        "lltoolkit.plots.surface3d",
+        "lltoolkit.plots",
+        "lltoolkit.render",
+    ],
+    ["lltoolkit.demo", "lltoolkit.cli"],
+]
+POSITION = {module: (floor, place) for floor, modules in enumerate(FLOORS) for place, module in enumerate(modules)}
+TORCH_FREE = ["lltoolkit.errors", "lltoolkit.files", "lltoolkit.labelled.schema", "lltoolkit.store"]
+TORCH_FREE += ["lltoolkit.labelled.surface", "lltoolkit.plots", "lltoolkit.render"]
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imported(path):
+    """Names of lltoolkit modules that a file imports, also inside functions; type hints aside."""
+    tree = ast.parse(path.read_text())
+    hints = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in hints:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("lltoolkit"))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lltoolkit"):
+            yield from (
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in POSITION else node.module
+                for alias in node.names
+            )
+
+
+def test_every_module_has_its_place():
+    assert {module for module, _ in modules()} == set(POSITION)
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_only_go_down(module, path):
+    upward = [name for name in imported(path) if POSITION[name] >= POSITION[module]]
+    assert not upward, f"{module} imports {upward}, which stand above it or are itself"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_no_torch_needed(module):
+    block = f"import sys; sys.modules['torch'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", block], check=True)
+
+
+def test_import_is_light():
+    heavy = "torch matplotlib pyvista xarray numpy sklearn".split()
+    code = f"import sys, lltoolkit; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
