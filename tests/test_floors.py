@@ -24,7 +24,7 @@ FLOORS = [
         "lltoolkit.tensors.directions",
         "lltoolkit.tensors.evaluate",
     ],
-    ["lltoolkit.labelled", "lltoolkit.labelled.schema", "lltoolkit.labelled.surface"],
+    ["lltoolkit.labelled", "lltoolkit.labelled.schema", "lltoolkit.labelled.provenance", "lltoolkit.labelled.surface"],
     ["lltoolkit.store"],
     [
         "lltoolkit.zoo.shim",
