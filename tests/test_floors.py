@@ -19,6 +19,7 @@ FLOORS = [
         "lltoolkit.tensors.checkpoints",
         "lltoolkit.tensors.examples",
         "lltoolkit.tensors.measures",
+        "lltoolkit.tensors.network",
         "lltoolkit.tensors.subspace",
         "lltoolkit.tensors.objective",
         "lltoolkit.tensors.directions",

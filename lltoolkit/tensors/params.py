@@ -31,11 +31,27 @@ def parameters_of(model: nn.Module, names: Iterable[str] | None = None) -> Param
         (bfloat16 rounding alone is 0.2 %).
     """
     wanted = None if names is None else set(names)
-    return {
-        name: _working_copy(parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and (wanted is None or name in wanted)
-    }
+    return {name: _working_copy(group[0]) for name, group in weights_of(model).items() if wanted is None or name in wanted}
+
+
+def weights_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Group the floating-point parameters of `model` by the weight they hold.
+
+    Returns
+    -------
+    dict
+        First name of each weight to all parameters that share it: one object under two names, or
+        two objects on one storage (``a.data = b.data``). Moving a weight must move all of them, once.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        place = (parameter.device, parameter.data_ptr(), parameter.shape, parameter.stride())
+        first = seen.setdefault(place, name) if parameter.numel() else name
+        groups.setdefault(first, []).append(parameter)
+    return groups
 
 
 def buffers_of(model: nn.Module) -> Params:

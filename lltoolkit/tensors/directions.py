@@ -1,0 +1,206 @@
+"""Directions and the subspaces they span: random and filter-normalized, or through other models."""
+
+import hashlib
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lltoolkit.errors import require_choice
+from lltoolkit.tensors.objective import Objective
+from lltoolkit.tensors.params import Params, buffers_of, filter_norms, parameters_of, subtract
+from lltoolkit.tensors.subspace import AXIS_NAMES, Subspace, require_fit
+
+NORMALIZATIONS = ("filter", "layer", "weight", "none")
+IGNORES = ("bias_bn", "none", "original_code")
+TINY = 1e-30  # keeps 0 / 0 at 0: a filter of zeros stays where it is
+
+log = logging.getLogger(__name__)
+
+
+def random_subspace(
+    objective: Objective | nn.Module,
+    *,
+    dims: Literal[1, 2, 3] = 2,
+    seed: int = 0,
+    normalize: Literal["filter", "layer", "weight", "none"] = "filter",
+    ignore: Literal["bias_bn", "none", "original_code"] = "bias_bn",
+    orthogonalize: bool = False,
+) -> Subspace:
+    """Draw Gaussian directions around a minimizer and scale them to its weights.
+
+    Parameters
+    ----------
+    objective : Objective or nn.Module
+        Whose weights are the origin. A module: all its parameters move.
+    dims : {1, 2, 3}
+        Number of directions.
+    seed : int
+        Every tensor of every axis has its own stream made from `seed`, the axis and the parameter's name:
+        a line, a plane and a volume of one seed share their first directions, and nothing drawn before or
+        beside them shows.
+    normalize : {"filter", "layer", "weight", "none"}
+        "filter": each filter takes the norm of theta's filter (Li et al. 2018, section 4). A filter is a slice
+        along axis 0: an output channel, a row of a linear layer or of an embedding, of a recurrent or
+        attention matrix; for transposed convolutions axis 0 is the input channel. "layer": each tensor takes
+        the norm of theta's. "weight": each entry is multiplied by theta's. "none": standard normal entries.
+    ignore : {"bias_bn", "none", "original_code"}
+        What tensors with fewer than two axes (biases, batch norm) do. "bias_bn": stay, as in the paper's
+        figures. "none": each is one filter. "original_code": their direction is theta's own value, as in
+        the code published with the paper when it is told to ignore nothing.
+    orthogonalize : bool
+        Make each direction orthogonal to the ones before within every filter, which leaves the norms of the
+        filters as asked; a filter with fewer weights than directions then stays. Off in the paper: random
+        directions in high dimension are nearly orthogonal, and their cosine is recorded.
+
+    Returns
+    -------
+    Subspace
+        Centred at the minimizer.
+
+    Raises
+    ------
+    ValueError
+        For unknown options.
+
+    Notes
+    -----
+    A filter-normalized surface is unchanged when a whole layer of a ReLU network is scaled up and the next one
+    down, or when a filter before batch norm is scaled together with its running statistics. It does change
+    when one filter is scaled against the matching column of the next layer: that changes the row norms there
+    unevenly.
+
+    References
+    ----------
+    Li et al. (2018), Visualizing the Loss Landscape of Neural Nets, section 4.
+
+    Examples
+    --------
+    >>> plane = random_subspace(torch.nn.Linear(3, 2), seed=1)
+    >>> plane.dims, plane.axes
+    (2, ('alpha', 'beta'))
+    """
+    require_choice("dims", dims, (1, 2, 3))
+    require_choice("normalize", normalize, NORMALIZATIONS)
+    require_choice("ignore", ignore, IGNORES)
+    theta = _theta(objective)
+    directions: list[Params] = []
+    for axis in AXIS_NAMES[:dims]:
+        direction = {}
+        for name, weights in theta.items():
+            # float64 until the end, so that the order of a sum on some machine does not reach the direction.
+            raw = _draw(seed, axis, name, weights)
+            if orthogonalize:
+                raw = _orthogonal_within_filters(raw, [previous[name].double() for previous in directions])
+            direction[name] = _scale(raw, weights.double(), normalize, ignore).to(weights.dtype)
+        directions.append(direction)
+    options = {"seed": int(seed), "normalize": normalize, "ignore": ignore, "orthogonalize": int(orthogonalize)}
+    return Subspace(theta, directions, kind="random", options=options)
+
+
+def interpolate(
+    a: Objective | nn.Module,
+    b: Objective | nn.Module,
+    c: Objective | nn.Module | None = None,
+    *,
+    buffers: Literal["interpolate", "frozen"] = "interpolate",
+) -> Subspace:
+    """Give the line through two models, or the plane through three.
+
+    Parameters
+    ----------
+    a : Objective or nn.Module
+        At 0, or (0, 0).
+    b : Objective or nn.Module
+        At 1, or (1, 0); the same architecture.
+    c : Objective or nn.Module, optional
+        At (0, 1).
+    buffers : {"interpolate", "frozen"}
+        "interpolate": batch-norm statistics move along, so that every model's own values stand at its point
+        (the ``states`` of the paper's code). Beyond the models a running variance may turn negative and the
+        loss NaN. "frozen": the weights move alone, with the statistics of the objective.
+
+    Returns
+    -------
+    Subspace
+        Of kind "interpolation".
+
+    Raises
+    ------
+    ValueError
+        If the models' parameters differ in name or shape, or two models are equal.
+
+    References
+    ----------
+    Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization problems.
+
+    Examples
+    --------
+    >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    >>> line = interpolate(a, b)
+    >>> torch.equal(line.at(1.0)["weight"], b.weight)
+    True
+    """
+    require_choice("buffers", buffers, ("interpolate", "frozen"))
+    origin = _theta(a)
+    statistics = _buffers(a) if buffers == "interpolate" else {}
+    directions = []
+    for label, other in (("b", b), ("c", c)):
+        if other is None:
+            continue
+        there = _theta(other)
+        require_fit(there, origin, what=f"model {label}", against="model a")
+        if buffers == "interpolate":
+            moved = _buffers(other)
+            require_fit(moved, statistics, what=f"the buffers of model {label}", against="those of model a")
+            there |= moved
+        direction = subtract({name: there[name] for name in (*origin, *statistics)}, origin | statistics)
+        if not any(tensor.any() for tensor in direction.values()):
+            raise ValueError(f"models a and {label} have equal weights, so there is no line between them.")
+        directions.append(direction)
+    return Subspace(
+        origin | statistics,
+        directions,
+        kind="interpolation",
+        options={"buffers": buffers},
+        buffer_names=statistics,
+    )
+
+
+def _theta(source: Objective | nn.Module) -> Params:
+    return dict(source.theta) if isinstance(source, Objective) else parameters_of(source)
+
+
+def _buffers(source: Objective | nn.Module) -> Params:
+    return dict(source.network.buffers) if isinstance(source, Objective) else buffers_of(source)
+
+
+def _draw(seed: int, axis: str, name: str, like: Tensor) -> Tensor:
+    stream = int.from_bytes(hashlib.sha256(f"direction/{seed}/{axis}/{name}".encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator(device="cpu").manual_seed(stream)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).double()
+
+
+def _scale(raw: Tensor, weights: Tensor, normalize: str, ignore: str) -> Tensor:
+    """Scale a raw float64 direction of one tensor to its weights."""
+    if weights.ndim < 2 and ignore == "bias_bn":
+        return torch.zeros_like(raw)
+    if weights.ndim < 2 and ignore == "original_code":
+        return weights.clone()
+    if normalize == "filter":
+        return raw * (filter_norms(weights) / filter_norms(raw).clamp_min(TINY))
+    if normalize == "layer":
+        return raw * (weights.norm() / raw.norm().clamp_min(TINY))
+    return raw * weights if normalize == "weight" else raw
+
+
+def _orthogonal_within_filters(raw: Tensor, previous: list[Tensor]) -> Tensor:
+    rows = raw.reshape(len(raw), -1) if raw.ndim > 1 else raw.reshape(1, -1)
+    before = rows.norm(dim=1, keepdim=True)
+    for other in previous:
+        axis = other.reshape(rows.shape)
+        rows = rows - (rows * axis).sum(1, keepdim=True) / axis.square().sum(1, keepdim=True).clamp_min(TINY) * axis
+    # What is left of a filter with too few weights is rounding: normalizing it would blow the rounding up.
+    rows = torch.where(rows.norm(dim=1, keepdim=True) > 1e-10 * before, rows, 0.0)
+    return rows.reshape(raw.shape)

@@ -1,0 +1,237 @@
+"""Loss and metrics of one batch, in float64 from the model's output on."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lltoolkit.errors import require_choice
+
+Measure: TypeAlias = Callable[[Any, Any], Tensor]
+IGNORED = -100  # the label that torch's cross-entropy leaves out: padding in token targets
+
+log = logging.getLogger(__name__)
+
+
+def cross_entropy(output: Any, target: Tensor) -> Tensor:
+    """Cross-entropy of each example in nats, shape ``(B,)``; the mean over positions where there are several."""
+    logits = class_axis_second(logits_of(output), target)
+    losses = functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+    return _mean_over_positions(losses, target)
+
+
+def accuracy(output: Any, target: Tensor) -> Tensor:
+    """Share of right answers of each example in [0, 1], shape ``(B,)``; NaN where the model's answer is NaN."""
+    logits = class_axis_second(logits_of(output), target)
+    right = (logits.argmax(dim=1) == target).double()
+    right[logits.isnan().any(dim=1)] = torch.nan
+    return _mean_over_positions(right, target)
+
+
+def mse(output: Any, target: Tensor) -> Tensor:
+    """Squared error of each example, shape ``(B,)``: the mean over its outputs."""
+    output = logits_of(output)
+    if output.numel() != target.numel():
+        raise ValueError(f"the output {tuple(output.shape)} and the target {tuple(target.shape)} differ in size.")
+    return (output - target.view_as(output)).square().flatten(1).mean(dim=1)
+
+
+def _mean_over_positions(values: Tensor, target: Tensor) -> Tensor:
+    if values.ndim == 1:
+        return values
+    counted = (target != IGNORED).flatten(1)
+    return torch.where(counted, values.flatten(1), 0).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+
+
+LOSSES: dict[str, Measure] = {"cross_entropy": cross_entropy, "mse": mse}
+METRICS: dict[str, Measure] = {"accuracy": accuracy}
+UNITS = {"cross_entropy": "nat"}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the tensor of a model's answer: itself, or its ``.logits`` (Hugging Face).
+
+    Raises
+    ------
+    ValueError
+        If the output is neither.
+    """
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the model returns a {type(output).__name__}; a tensor or an object with .logits is wanted. "
+            "Otherwise pass loss=, a function of (output, target)."
+        )
+    return output
+
+
+def class_axis_second(logits: Tensor, target: Tensor) -> Tensor:
+    """Bring ``(B, ..., C)`` logits into torch's order ``(B, C, ...)``; logits already so are returned as they are.
+
+    Raises
+    ------
+    ValueError
+        If no axis order fits the target.
+    """
+    if logits.ndim == target.ndim + 1:
+        if logits.shape[:1] + logits.shape[2:] == target.shape:
+            return logits
+        if logits.shape[:-1] == target.shape:
+            return logits.movedim(-1, 1)
+    raise ValueError(
+        f"logits {tuple(logits.shape)} do not fit the target {tuple(target.shape)}: wanted are (B, C) with class "
+        "labels (B,), (B, C, ...) or (B, ..., C) with (B, ...). For regression use loss='mse'."
+    )
+
+
+def is_classification(output: Any, target: Any) -> bool:
+    """Tell whether the target holds class labels of the model's output."""
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+        return False
+    try:
+        class_axis_second(logits_of(output), target)
+    except ValueError:
+        return False
+    return True
+
+
+def require_labels(output: Any, target: Tensor, where: str) -> None:
+    """Check class labels against the number of classes.
+
+    Raises
+    ------
+    ValueError
+        With the range found and the range allowed.
+    """
+    if target.is_floating_point():
+        raise ValueError(f"{where}: the labels are {target.dtype}; class labels are whole numbers (torch.long).")
+    n_classes = class_axis_second(logits_of(output), target[: len(logits_of(output))]).shape[1]
+    counted = target if target.ndim == 1 else target[target != IGNORED]
+    low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"{where}: labels run from {low} to {high}, the model has {n_classes} classes, so 0 to {n_classes - 1} are "
+            "allowed. Check the labels, or build the model with more classes (n_classes)."
+        )
+
+
+class Measures:
+    """The loss and the metrics of an objective.
+
+    Parameters
+    ----------
+    loss : str or callable
+        A name of ``LOSSES``, or ``loss(output, target)`` (``loss(output, batch)`` for dict batches)
+        returning per-example values ``(B,)`` or a mean.
+    metrics : None, iterable of str, or mapping of str to callable
+        None: accuracy where the task is a classification.
+    count : callable, optional
+        ``count(target or batch)``: how much each example (``(B,)``) or the batch (a number) counts in the
+        mean, for instance its number of tokens.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+
+    def __init__(
+        self,
+        loss: str | Measure,
+        metrics: Iterable[str] | Mapping[str, Measure] | None,
+        count: Callable[[Any], Tensor | float] | None,
+    ) -> None:
+        self.loss_name = loss if isinstance(loss, str) else _name(loss)
+        self.units = UNITS.get(self.loss_name, "1")
+        self.functions: dict[str, Measure] = {"loss": _resolve("loss", loss, LOSSES)}
+        self.choose_metrics = metrics is None
+        if isinstance(metrics, str):
+            metrics = [metrics]
+        for name in metrics or ():
+            if name != "loss":
+                given = metrics[name] if isinstance(metrics, Mapping) else name
+                self.functions[str(name)] = _resolve("metrics", given, METRICS)
+        self.count = count
+        self.exact: dict[str, bool] = {}
+
+    def settle(self, output: Any, target: Any) -> None:
+        """Decide from one small batch what depends on the model: accuracy or not, float64 or not."""
+        if self.choose_metrics and is_classification(output, target):
+            self.functions["accuracy"] = accuracy
+        for name, function in self.functions.items():
+            try:
+                function(_double(output), _double(target))
+                self.exact[name] = True
+            except RuntimeError as error:
+                # A loss with float32 constants of its own refuses float64 outputs; any other fault shows again here.
+                function(output, target)
+                self.exact[name] = False
+                log.info("%s is computed in the model's own precision: in float64 it fails with %s", name, error)
+
+    def __call__(self, output: Any, target: Any) -> dict[str, Tensor]:
+        """Measure one batch.
+
+        Returns
+        -------
+        dict
+            Name to float64 values, shape ``(B,)``, or a scalar where the function returns a mean.
+        """
+        return {
+            name: torch.as_tensor(
+                function(_double(output), _double(target)) if self.exact[name] else function(output, target)
+            ).double()
+            for name, function in self.functions.items()
+        }
+
+    def weight(self, target: Any, size: int, values: Tensor) -> Tensor:
+        """Weights of `values` in the mean over all examples: as many as there are values, float64."""
+        counted = torch.ones(size) if self.count is None else torch.as_tensor(self.count(target))
+        counted = counted.to(device=values.device, dtype=torch.float64)
+        if values.ndim == 0:
+            return counted.sum().reshape(1)
+        if counted.shape != values.shape:
+            raise ValueError(
+                f"count returned the shape {tuple(counted.shape)}, the loss {tuple(values.shape)}: a loss per example "
+                "needs a count per example."
+            )
+        return counted
+
+    def config(self) -> dict[str, object]:
+        """Describe the choice for the record."""
+        return {
+            "loss": self.loss_name,
+            "metrics": {name: _name(function) for name, function in self.functions.items() if name != "loss"},
+            "count": "none" if self.count is None else _name(self.count),
+        }
+
+
+def _resolve(argument: str, given: str | Measure, known: Mapping[str, Measure]) -> Measure:
+    if isinstance(given, str):
+        require_choice(argument, given, known)
+        return known[given]
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given).double().eval()  # its own constants, class weights for instance, in float64 too
+    if not callable(given):
+        raise ValueError(f"{argument}={given!r} is neither a name ({', '.join(known)}) nor a function.")
+    return given
+
+
+def _name(function: Any) -> str:
+    if isinstance(function, nn.Module):
+        return repr(function)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _double(value: Any) -> Any:
+    """Cast floating-point tensors, and those in a tuple or dict, to float64; anything else stays as it is."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_double(part) for part in value)
+    if type(value) is dict:
+        return {key: _double(part) for key, part in value.items()}
+    return value

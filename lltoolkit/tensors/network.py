@@ -1,0 +1,177 @@
+"""Network: a private copy of the user's model whose weights live in one flat buffer."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lltoolkit.errors import did_you_mean
+from lltoolkit.tensors.examples import Examples, Inputs
+from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, parameters_of, weights_of
+
+
+class Network:
+    """A copy of a model, in eval mode, whose chosen weights are views of one flat tensor.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is copied and never touched again.
+    parameters : str, callable or None
+        Which parameters are weights to be moved; see `Objective`.
+    device : torch.device
+        Where the copy lives.
+    dtype : torch.dtype
+        Of its floating-point parameters and buffers.
+
+    Attributes
+    ----------
+    theta, buffers : Params
+        The minimizer, as CPU copies.
+    flat : Tensor
+        Shape ``(n_weights,)``, on `device`: the weights as they now stand.
+    n_params : int
+        Number of floating-point parameters of the whole model, each tied weight once.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: ParameterFilter, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        chosen = choose_parameters(model, parameters)
+        self.theta = {name: tensor.to(dtype) for name, tensor in parameters_of(model, chosen).items()}
+        self.buffers = {name: tensor.to(dtype) for name, tensor in buffers_of(model).items()}
+        self.n_params = sum(group[0].numel() for group in weights_of(model).values())
+        self.device = device
+        self.model = _copy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        groups = weights_of(self.model)
+        self.flat = torch.cat([groups[name][0].detach().flatten() for name in chosen])
+        self._views: dict[str, list[nn.Parameter]] = {}
+        start = 0
+        for name in chosen:
+            stop = start + groups[name][0].numel()
+            for parameter in groups[name]:
+                parameter.data = self.flat[start:stop].view(parameter.shape)
+            self._views[name] = groups[name]
+            start = stop
+        self._live_buffers = {name: t for name, t in self.model.named_buffers() if t.is_floating_point()}
+        self.batch_norms = [
+            module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
+
+    def flatten(self, vector: Params) -> Tensor:
+        """Lay out a vector as `flat` is: shape ``(n_weights,)``, on the network's device."""
+        return torch.cat([vector[name].to(self.flat).flatten() for name in self._views])
+
+    def write_buffers(self, moved: Params) -> None:
+        """Set the buffers: those in `moved`, the minimizer's for all others."""
+        for name, buffer in self._live_buffers.items():
+            buffer.copy_(moved.get(name, self.buffers[name]))
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """Run the model on a batch."""
+        if isinstance(inputs, Tensor):
+            return self.model(inputs)
+        return self.model(**inputs) if isinstance(inputs, dict) else self.model(*inputs)
+
+    def recompute_buffers(self, examples: Examples, batch_size: int) -> None:
+        """Estimate the batch-norm statistics anew: the mean over batches, weighted by their sizes."""
+        momenta = [module.momentum for module in self.batch_norms]
+        seen = 0
+        try:
+            for module in self.batch_norms:
+                module.reset_running_stats()
+                module.train()  # of all modules only these: dropout stays off
+            for batch in examples.batches(batch_size):
+                seen += batch.size
+                for module in self.batch_norms:
+                    module.momentum = batch.size / seen
+                self(batch.inputs)
+        finally:
+            for module, momentum in zip(self.batch_norms, momenta, strict=True):
+                module.momentum = momentum
+                module.eval()
+
+    @contextmanager
+    def gradients(self) -> Iterator[Callable[[], Tensor]]:
+        """Let gradients reach the weights.
+
+        Yields
+        ------
+        callable
+            Gives the gradient gathered so far, shape ``(n_weights,)`` in float64; zero where nothing reached.
+        """
+
+        def gathered() -> Tensor:
+            parts = []
+            for group in self._views.values():
+                grads = [parameter.grad.double() for parameter in group if parameter.grad is not None]
+                parts.append(sum(grads).flatten() if grads else torch.zeros_like(group[0], dtype=torch.float64).flatten())
+            return torch.cat(parts)
+
+        leaves = [parameter for group in self._views.values() for parameter in group]
+        try:
+            for leaf in leaves:
+                leaf.requires_grad_(True)
+            with torch.enable_grad():
+                yield gathered
+        finally:
+            for leaf in leaves:
+                leaf.requires_grad_(False)
+                leaf.grad = None
+
+
+def choose_parameters(model: nn.Module, parameters: ParameterFilter) -> list[str]:
+    """Name the parameters that a filter selects, in the model's order.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    parameters : str, callable or None
+        A regular expression searched in the name, ``f(name, parameter) -> bool``, or None for all.
+
+    Returns
+    -------
+    list of str
+        At least one name.
+
+    Raises
+    ------
+    ValueError
+        If nothing is selected, or the regular expression is none.
+    """
+    weights = {name: group[0] for name, group in weights_of(model).items()}
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no floating-point parameters, so it has no loss landscape.")
+    if parameters is None:
+        return list(weights)
+    if isinstance(parameters, str):
+        try:
+            pattern = re.compile(parameters)
+        except re.error as error:
+            raise ValueError(f"parameters={parameters!r} is no regular expression: {error}.") from error
+        chosen = [name for name in weights if pattern.search(name)]
+    else:
+        chosen = [name for name, parameter in weights.items() if parameters(name, parameter)]
+    if not chosen:
+        some = ", ".join(list(weights)[:8])
+        raise ValueError(
+            f"parameters={parameters!r} selects none of the {len(weights)} parameters ({some}, ...)."
+            f"{did_you_mean(parameters, weights)}"
+        )
+    return chosen
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"the model ({type(model).__name__}) can't be copied by copy.deepcopy: {error}. Tensors that were computed "
+            "with gradients and kept as attributes are the usual cause: detach them."
+        ) from error

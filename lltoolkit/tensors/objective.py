@@ -1,0 +1,468 @@
+"""Objective: what is measured at given weights. A model, a loss and fixed examples; theta in, numbers out."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lltoolkit.errors import NondeterministicObjective, require_choice
+from lltoolkit.tensors.examples import Examples, read_splits
+from lltoolkit.tensors.measures import Measure, Measures, require_labels
+from lltoolkit.tensors.network import Network
+from lltoolkit.tensors.params import ParameterFilter, Params, sha256
+from lltoolkit.tensors.subspace import require_fit
+
+Values: TypeAlias = dict[tuple[str, str], float]
+BUFFERS = ("frozen", "interpolate", "recompute")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+REPEAT_TOLERANCE = 1e-6  # two measurements of the same weights may differ by so much, relative or absolute
+
+log = logging.getLogger(__name__)
+
+
+class Objective:
+    """A deterministic function from weights to loss and metrics on fixed examples.
+
+    The model is copied: the caller's module keeps its weights, buffers, mode, ``requires_grad`` and
+    device. Measuring is in eval mode, without augmentation, on the same examples every time, and in
+    float64 from the model's output on. The loss is the data's; weight decay is not part of it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module, on any device, in any mode, with any mixture of dtypes.
+    data : mapping, tuple, Dataset or DataLoader
+        ``{"train": split, "test": split}`` or one split. A split is ``(inputs, target)`` of tensors or
+        arrays (inputs may be a tuple or a dict of tensors), a map-style Dataset, a DataLoader, or one
+        batch dict for ``model(**batch)`` with ``loss(output, batch)``.
+    loss : {"cross_entropy", "mse"} or callable
+        ``loss(output, target)`` returning per-example values ``(B,)`` or a mean. Standard errors need
+        per-example values.
+    metrics : None, iterable of str, or mapping of str to callable
+        None: accuracy, where the task is a classification.
+    buffers : {"frozen", "interpolate", "recompute"}
+        Batch-norm statistics away from the minimizer. "frozen": as the subspace gives them, that is the
+        minimizer's (Li et al. 2018 for random planes), or moved along by `interpolate`. "interpolate":
+        the same, but a subspace that does not move them is refused. "recompute": estimated anew at
+        every cell from the examples of the first split.
+    batch_size : int, optional
+        Examples per forward pass; by default from the size of an example, see `default_batch_size`.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+    dtype : {"float32", "float64"}
+        In which the network runs. Half-precision weights are lifted to it.
+    n_examples : int or mapping of split to int, optional
+        Measure on at most so many examples of each split, drawn once with `seed`, and give standard
+        errors.
+    parameters : str or callable, optional
+        Which parameters are weights to be moved: a regular expression searched in the name, or
+        ``f(name, parameter) -> bool``. None: all. The others keep the minimizer's values.
+    seed : int
+        Seed of the draw of examples.
+    count : callable, optional
+        ``count(target or batch)``: how much each example counts in the mean, e.g. its tokens.
+
+    Attributes
+    ----------
+    theta : Params
+        The minimizer: copies on the CPU, each tied weight once.
+    network : Network
+        The private copy of the model.
+    splits : tuple of str
+        Names of the splits, in order.
+    n_examples, n_total : dict
+        Examples measured, and there to draw from, by split.
+    units : str
+        Units of the loss.
+
+    Raises
+    ------
+    ValueError
+        At once for unknown names, an empty split, shapes that don't fit the model, labels out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> objective = Objective(model, (torch.eye(2), torch.tensor([0, 1])))
+    >>> sorted(objective.at_minimizer())
+    [('train', 'accuracy'), ('train', 'loss')]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        loss: str | Measure = "cross_entropy",
+        metrics: Iterable[str] | Mapping[str, Measure] | None = None,
+        buffers: Literal["frozen", "interpolate", "recompute"] = "frozen",
+        batch_size: int | None = None,
+        device: str = "auto",
+        dtype: Literal["float32", "float64"] = "float32",
+        n_examples: int | Mapping[str, int] | None = None,
+        parameters: ParameterFilter = None,
+        seed: int = 0,
+        count: Callable[[Any], Tensor | float] | None = None,
+    ) -> None:
+        require_choice("buffers", buffers, BUFFERS)
+        require_choice("dtype", dtype, DTYPES)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: give a whole number of at least 1, or None.")
+        self.buffers = buffers
+        self.dtype = dtype
+        self.device = resolve_device(device)
+        self.seed = seed
+        self.parameters = parameters
+        self.model_name = model_name(model)
+        self.lock = threading.RLock()  # a widget's callback may run beside a cell of the notebook
+
+        splits = read_splits(data, n_examples, seed)
+        self.splits = tuple(splits)
+        self.n_examples = {name: len(examples) for name, examples in splits.items()}
+        self.n_total = {name: examples.n_total for name, examples in splits.items()}
+        self.data_sha256 = sha256_of(splits)
+        self.data_normalize = str(getattr(data, "normalize", "unknown"))
+        self.examples = {name: examples.to(self.device, DTYPES[dtype]) for name, examples in splits.items()}
+
+        self.network = Network(model, parameters, self.device, DTYPES[dtype])
+        self.theta = self.network.theta
+        if buffers == "recompute" and not self.network.batch_norms:
+            raise ValueError("buffers='recompute', but the model has no batch norm with running statistics: use 'frozen'.")
+        self._measures = Measures(loss, metrics, count)
+        self.units = self._measures.units
+        largest_output = self._settle()
+        largest_input = max(examples.largest_input() for examples in splits.values())
+        self.batch_size = batch_size or default_batch_size(largest_input, largest_output, self.device)
+        self._minimum: Values | None = None
+
+    @property
+    def n_params(self) -> int:
+        """Number of floating-point parameters of the model, each tied weight once."""
+        return self.network.n_params
+
+    @property
+    def theta_sha256(self) -> str:
+        """Hash of the minimizer's weights and buffers."""
+        return sha256(self.network.theta, self.network.buffers)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """All that decides the measured values beside weights and examples, JSON-able."""
+        if isinstance(self.parameters, str) or self.parameters is None:
+            parameters = self.parameters or "all"
+        else:
+            parameters = getattr(self.parameters, "__qualname__", type(self.parameters).__name__)
+        return {
+            **self._measures.config(),
+            "buffers": self.buffers,
+            "parameters": parameters,
+            "n_weights": self.network.flat.numel(),
+            "n_examples": self.n_examples,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "precision": "exact",
+        }
+
+    def __repr__(self) -> str:
+        examples = ", ".join(f"{split} {n}" for split, n in self.n_examples.items())
+        return f"Objective({self.model_name}, {self.n_params:,} parameters, examples: {examples}, device={self.device})"
+
+    def measure(self, theta: Params) -> Values:
+        """Measure at given weights.
+
+        Parameters
+        ----------
+        theta : Params
+            Every weight of `self.theta` by name; moved buffers may stand beside them, the others keep the
+            minimizer's values.
+
+        Returns
+        -------
+        dict
+            ``{("train", "loss"): float, ("test", "accuracy"): float, ...}``. Where a subset of a split is
+            measured, ``(split, "loss_se")`` is the standard error against the whole split, from sampling
+            without replacement: 0 where all of its examples are used.
+
+        Raises
+        ------
+        ValueError
+            If `theta` is of another model.
+        """
+        require_fit(theta, self.theta, what="theta", against="this objective", extra=self.network.buffers)
+        with self.lock:
+            self.network.flat.copy_(self.network.flatten(theta))
+            self.network.write_buffers(theta)
+            return self.measure_current()
+
+    def at_minimizer(self) -> Values:
+        """Measure at the minimizer itself; done once, then remembered."""
+        with self.lock:
+            if self._minimum is None:
+                self._minimum = self.measure(self.theta)
+            return dict(self._minimum)
+
+    def measure_current(self) -> Values:
+        """Measure the network as its weights and buffers now stand; engines write these first."""
+        with self.lock, torch.no_grad(), exact_arithmetic():
+            if self.buffers == "recompute":
+                self.network.recompute_buffers(self.examples[self.splits[0]], self.batch_size)
+            return {
+                (split, name): value for split in self.splits for name, value in self._measure_split(split).items()
+            }
+
+    def _measure_split(self, split: str) -> dict[str, float]:
+        values: dict[str, list[Tensor]] = {}
+        weights: dict[str, list[Tensor]] = {}
+        per_example = {}
+        for batch in self.examples[split].batches(self.batch_size):
+            for name, measured in self._measures(self.network(batch.inputs), batch.answer).items():
+                if measured.shape not in ((), (batch.size,)):
+                    raise ValueError(
+                        f"{name} has the shape {tuple(measured.shape)} for a batch of {batch.size}: return one value per "
+                        f"example, ({batch.size},), or their mean, a single number."
+                    )
+                per_example[name] = measured.ndim == 1
+                values.setdefault(name, []).append(measured.reshape(-1))
+                weights.setdefault(name, []).append(self._measures.weight(batch.answer, batch.size, measured))
+        # All values first, then one sum in float64: the batch size and the order must not show in the mean.
+        numbers, errors = {}, {}
+        for name in values:
+            value, weight = torch.cat(values[name]), torch.cat(weights[name])
+            numbers[name] = float((weight * value).sum() / weight.sum())
+            if per_example[name] and self.n_examples != self.n_total:
+                errors[f"{name}_se"] = standard_error(value, weight, self.n_total[split])
+        return {**numbers, **errors}
+
+    def _settle(self) -> int:
+        """Run two examples of each split: faults of shape show here, and the measures settle on what they get.
+
+        Returns
+        -------
+        int
+            Size of the model's answer to one example.
+        """
+        largest = 1
+        with torch.no_grad(), exact_arithmetic():
+            for split, examples in self.examples.items():
+                batch = examples.take(slice(0, 2))
+                try:
+                    output = self.network(batch.inputs)
+                except Exception as error:
+                    raise ValueError(
+                        f"the model ({self.model_name}) fails on the inputs of split {split!r} ({examples.shapes()}) with "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                try:
+                    if self._measures.loss_name == "cross_entropy" and examples.target is not None:
+                        require_labels(output, examples.target, f"split {split!r}")
+                    self._measures.settle(output, batch.answer)
+                except Exception as error:
+                    raise ValueError(
+                        f"loss {self._measures.loss_name!r} or a metric fails on split {split!r} with "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                answer = getattr(output, "logits", output)
+                if isinstance(answer, Tensor) and answer.ndim:
+                    largest = max(largest, answer[0].numel())
+        return largest
+
+    def verify(self) -> None:
+        """Measure the minimizer a second time and compare, before a grid is trusted to this objective.
+
+        Raises
+        ------
+        ValueError
+            If a value at the minimizer is NaN or infinite.
+        NondeterministicObjective
+            If the two measurements differ by more than 1e-6, relative and absolute.
+        """
+        first = self.at_minimizer()
+        for (split, name), value in first.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} on {split} is {value} at the minimizer itself. Look at the model: are the weights loaded, "
+                    "the inputs finite and normalized as in training, the logits within float32?"
+                )
+        second = self.measure(self.theta)
+        for key, value in first.items():
+            if abs(value - second[key]) > REPEAT_TOLERANCE * max(1.0, abs(value)):
+                raise NondeterministicObjective(
+                    f"two measurements of the same weights differ: {key[1]} on {key[0]} is {value!r}, then "
+                    f"{second[key]!r}. Usual causes: functional dropout without training=self.training, a random "
+                    "operation in forward, a layer that keeps state between calls, a loss that samples. Make them "
+                    "deterministic in eval mode."
+                )
+
+    def check(self) -> str:
+        """Verify the objective and report what it is.
+
+        Returns
+        -------
+        str
+            Some lines: model, examples, values at the minimizer, gradient norm, time per cell.
+
+        Raises
+        ------
+        ValueError
+            If a value at the minimizer is NaN or infinite.
+        NondeterministicObjective
+            If two measurements differ.
+        """
+        self.verify()
+        lines = [
+            f"{self.model_name}: {self.n_params:,} parameters, {self.network.flat.numel():,} of them move",
+            f"loss {self._measures.loss_name} [{self.units}], buffers {self.buffers}, {self.dtype} on {self.device}, "
+            f"batches of {self.batch_size}",
+        ]
+        minimum = self.at_minimizer()
+        for split in self.splits:
+            values = ", ".join(f"{name} {value:.6g}" for (part, name), value in minimum.items() if part == split)
+            lines.append(f"{split}: {self.n_examples[split]} of {self.n_total[split]} examples; {values}")
+        lines.append(f"gradient norm at the minimizer ({self.splits[0]}): {self.gradient_norm():.4g}")
+        lines.append(f"two measurements agree to {REPEAT_TOLERANCE:g}; one takes {self.seconds_per_cell():.3g} s")
+        return "\n".join(lines)
+
+    def seconds_per_cell(self) -> float:
+        """Time one measurement; the first one, with its set-up, is not counted."""
+        self.at_minimizer()
+        start = time.perf_counter()
+        self.measure(self.theta)
+        return time.perf_counter() - start
+
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of the first split's loss with respect to the weights, at the minimizer.
+
+        Returns
+        -------
+        float
+            In units of the loss per unit of weight: how far from a critical point on these examples. NaN
+            where the loss has no gradient.
+        """
+        with self.lock, exact_arithmetic(), torch.backends.cudnn.flags(enabled=False):  # it has no RNN gradient in eval
+            self.network.flat.copy_(self.network.flatten(self.theta))
+            self.network.write_buffers({})
+            examples = self.examples[self.splits[0]]
+            if self.buffers == "recompute":
+                with torch.no_grad():
+                    self.network.recompute_buffers(examples, self.batch_size)
+            total = 0.0
+            try:
+                with self.network.gradients() as gradient:
+                    for batch in examples.batches(self.batch_size):
+                        loss = self._measures(self.network(batch.inputs), batch.answer)["loss"]
+                        weight = self._measures.weight(batch.answer, batch.size, loss)
+                        (weight * loss.reshape(-1)).sum().backward()
+                        total += float(weight.sum())
+                    return float(gradient().norm()) / total
+            except RuntimeError as error:
+                log.info("no gradient norm: %s", error)
+                return math.nan
+
+
+def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
+    """Standard error of a weighted mean over examples drawn without replacement from `n_total`.
+
+    Parameters
+    ----------
+    values, weights : Tensor
+        Shape ``(n,)``, float64.
+    n_total : int
+        Size of what they were drawn from, at least n.
+
+    Returns
+    -------
+    float
+        ``s / sqrt(n) * sqrt(1 - n / n_total)`` for equal weights (the last factor is the correction for a
+        finite population, 0 where everything was drawn); linearized for a ratio of sums otherwise. NaN for a
+        single example of more.
+    """
+    n = values.numel()
+    if n == n_total:
+        return 0.0
+    if n < 2:
+        return math.nan
+    residuals = weights * (values - (weights * values).sum() / weights.sum())
+    variance = residuals.square().sum() / (n - 1) * n / weights.sum().square()
+    return float((variance * (1 - n / n_total)).sqrt())
+
+
+def default_batch_size(largest_input: int, largest_output: int, device: torch.device) -> int:
+    """Choose the examples per forward pass from sizes alone, never from a clock: a resume must choose the same.
+
+    Parameters
+    ----------
+    largest_input, largest_output : int
+        Numbers in one example's input and in the model's answer to it.
+    device : torch.device
+        A GPU takes sixteen times as many.
+
+    Returns
+    -------
+    int
+        About 64 images of 3x32x32 on a CPU (activations stay in the cache), at most 512, at least 16 unless
+        the answers alone (a language model's logits, in float64) would fill 256 MB.
+    """
+    scale = 16 if device.type == "cuda" else 1
+    by_input = max(16, min(512, 64 * 3 * 32 * 32 // largest_input))
+    by_output = max(1, 2**25 // largest_output)
+    return scale * min(by_input, by_output)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn ``"auto"`` or a name into a device that is there.
+
+    Returns
+    -------
+    torch.device
+        For "auto": the GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If the name is none, or there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, dtype=torch.float64, device=resolved)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} can't be used: {reason}. Use 'auto' or 'cpu'.") from error
+    return resolved
+
+
+def model_name(model: nn.Module) -> str:
+    """Name a model: as the zoo built it, or by its class."""
+    options: Mapping[str, object] | None = getattr(model, "zoo_config", None)
+    if not options:
+        return type(model).__name__
+    details = ", ".join(f"{key}={value}" for key, value in options.items() if key != "name")
+    return f"{options['name']}({details})"
+
+
+def sha256_of(splits: Mapping[str, Examples]) -> str:
+    """Hash the examples of all splits, names included."""
+    hashes = {name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()}
+    return sha256(hashes)
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Switch TF32 and autotuning off for a while: both change float32 results by up to 1e-3."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

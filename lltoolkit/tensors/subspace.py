@@ -1,0 +1,310 @@
+"""Subspace: an origin and one, two or three directions; where a point of a plot lies in weight space."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lltoolkit.files import write_atomically
+from lltoolkit.tensors.params import Params, dot, move, norm, sha256, subtract
+
+AXIS_NAMES = ("alpha", "beta", "gamma")
+
+
+class Subspace:
+    """A line, plane or volume in weight space: ``origin + alpha * d_1 + beta * d_2 + gamma * d_3``.
+
+    Directions are the units of their axes and need not be orthogonal. Entries whose names are in
+    `buffer_names` are buffers (batch-norm statistics): they move along, but count neither as weights in
+    norms nor in projections.
+
+    Parameters
+    ----------
+    origin : Params
+        The weights at coordinate 0, by parameter name.
+    directions : sequence of Params
+        One to three, each with the names and shapes of `origin`.
+    kind : str
+        How the directions were made: ``"random"``, ``"interpolation"``, ``"custom"``, ...
+    options : mapping, optional
+        The options they were made with, JSON-able, kept in results.
+    buffer_names : iterable of str, optional
+        Which entries are buffers.
+
+    Attributes
+    ----------
+    dims : int
+        Number of directions.
+    axes : tuple of str
+        Names of the coordinates: ``("alpha", "beta", "gamma")[:dims]``.
+    id : str
+        64 hexadecimal digits that change with anything that would change a point's weights.
+
+    Raises
+    ------
+    ValueError
+        If there are not one to three directions, or one does not fit the origin.
+
+    Examples
+    --------
+    >>> import torch
+    >>> line = Subspace({"w": torch.zeros(2)}, [{"w": torch.tensor([2.0, 0.0])}])
+    >>> line.at(0.5)
+    {'w': tensor([1., 0.])}
+    >>> line.project({"w": torch.tensor([1.0, 0.0])})
+    ((0.5,), 0.0)
+    """
+
+    def __init__(
+        self,
+        origin: Params,
+        directions: Sequence[Params],
+        *,
+        kind: str = "custom",
+        options: Mapping[str, object] | None = None,
+        buffer_names: Iterable[str] = (),
+    ) -> None:
+        if not 1 <= len(directions) <= len(AXIS_NAMES):
+            raise ValueError(f"{len(directions)} directions given; a subspace has 1, 2 or 3.")
+        for axis, direction in zip(AXIS_NAMES, directions, strict=False):
+            require_fit(direction, origin, what=f"the direction of {axis}", against="the origin")
+        self.origin = {name: tensor.detach().cpu().clone() for name, tensor in origin.items()}
+        self.directions = tuple(
+            {name: direction[name].detach().to(device="cpu", dtype=tensor.dtype, copy=True) for name, tensor in origin.items()}
+            for direction in directions
+        )
+        self.kind = kind
+        self.options = dict(options or {})
+        self.buffer_names = frozenset(buffer_names)
+        # A random direction follows from its options bit for bit only up to the rounding of a norm, which may differ
+        # between machines: what names it is the recipe. Any other direction is named by its values.
+        content = [] if kind == "random" else list(self.directions)
+        recipe = json.dumps({**self.config, "buffers": sorted(self.buffer_names)}, sort_keys=True)
+        self.id = hashlib.sha256((recipe + sha256(self.origin, *content)).encode()).hexdigest()
+
+    @property
+    def dims(self) -> int:
+        """Number of directions."""
+        return len(self.directions)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the coordinates."""
+        return AXIS_NAMES[: self.dims]
+
+    @property
+    def config(self) -> dict[str, object]:
+        """How the subspace was made, JSON-able."""
+        return {"kind": self.kind, "dims": self.dims, **self.options}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        return f"Subspace({options}, id={self.id[:12]})"
+
+    def at(self, *coordinates: float) -> Params:
+        """Return the weights at a point, always fresh tensors.
+
+        Parameters
+        ----------
+        *coordinates : float
+            One number for each axis.
+
+        Returns
+        -------
+        Params
+            Named and shaped as the origin; moved buffers included.
+
+        Raises
+        ------
+        ValueError
+            If the number of coordinates is not `dims`.
+        """
+        if len(coordinates) != self.dims:
+            raise ValueError(f"{len(coordinates)} coordinates given; this subspace has {self.dims}: {self.axes}.")
+        return move(self.origin, self.directions, coordinates)
+
+    def project(self, theta: Params) -> tuple[tuple[float, ...], float]:
+        """Project weights on the subspace by least squares.
+
+        Parameters
+        ----------
+        theta : Params
+            Weights with the names and shapes of the origin; buffers may be left out.
+
+        Returns
+        -------
+        coordinates : tuple of float
+            In units of the axes, so that ``at(*coordinates)`` is the nearest point of the subspace.
+        residual : float
+            Norm of the part of ``theta - origin`` outside the subspace over the norm of the whole, in
+            [0, 1]; 0 at the origin.
+
+        Raises
+        ------
+        ValueError
+            If `theta` is of another model.
+        """
+        origin = self.weights(self.origin)
+        require_fit(theta, origin, what="theta", against="this subspace", extra=self.buffer_names)
+        displacement = {name: theta[name].detach().cpu().double() - tensor.double() for name, tensor in origin.items()}
+        length = norm(displacement)
+        if length == 0:
+            return (0.0,) * self.dims, 0.0
+        right = torch.tensor([dot(origin_free, displacement) for origin_free in self._axes_of_weights()], dtype=torch.float64)
+        # lstsq with a cut-off rather than solve: directions may be parallel, or zero on a subset of the weights.
+        solution = torch.linalg.lstsq(self._gram(), right.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        coordinates = tuple(float(value) for value in solution)
+        zero = {name: torch.zeros_like(tensor) for name, tensor in displacement.items()}
+        inside = move(zero, self._axes_of_weights(), coordinates)
+        return coordinates, min(1.0, norm(subtract(displacement, inside)) / length)
+
+    def weights(self, vector: Params) -> Params:
+        """Return the entries of `vector` that are weights, not buffers."""
+        return {name: tensor for name, tensor in vector.items() if name not in self.buffer_names}
+
+    def _axes_of_weights(self) -> list[Params]:
+        return [self.weights(direction) for direction in self.directions]
+
+    def _gram(self) -> torch.Tensor:
+        axes = self._axes_of_weights()
+        return torch.tensor([[dot(a, b) for b in axes] for a in axes], dtype=torch.float64)
+
+    def geometry(self) -> dict[str, float]:
+        """Describe the directions in numbers, over the weights (not the buffers).
+
+        Returns
+        -------
+        dict
+            ``direction_cosine``, or ``direction_cosine_alpha_beta``, ``..._alpha_gamma``, ``..._beta_gamma`` in
+            three dimensions (beside ``direction_cosine`` of the first pair; NaN for a line): they are not
+            orthogonal unless asked. ``direction_norm_<axis>``: norm of the direction over the norm of theta.
+            ``moved_share``: share of the parameters, in [0, 1], that any direction moves.
+        """
+        axes = self._axes_of_weights()
+        gram = self._gram()
+        lengths = gram.diagonal().sqrt()
+        length_of_theta = norm(self.weights(self.origin))
+        numbers = {"direction_cosine": float("nan")}
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            if j < self.dims:
+                cosine = float(gram[i, j] / (lengths[i] * lengths[j])) if lengths[i] * lengths[j] > 0 else float("nan")
+                if (i, j) == (0, 1):
+                    numbers["direction_cosine"] = cosine
+                if self.dims == 3:
+                    numbers[f"direction_cosine_{self.axes[i]}_{self.axes[j]}"] = cosine
+        for axis, length in zip(self.axes, lengths, strict=True):
+            numbers[f"direction_norm_{axis}"] = float(length) / length_of_theta if length_of_theta > 0 else float("nan")
+        moved = {name: sum(direction[name] != 0 for direction in axes) > 0 for name in axes[0]}
+        total = sum(mask.numel() for mask in moved.values())
+        numbers["moved_share"] = sum(int(mask.sum()) for mask in moved.values()) / total
+        return numbers
+
+    def save(self, path: str | Path) -> Path:
+        """Write origin, directions and options to one safetensors file.
+
+        Parameters
+        ----------
+        path : str or Path
+            For example ``"plane.safetensors"``; the folder must exist.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        path = Path(path)
+        tensors = {f"origin/{name}": tensor for name, tensor in self.origin.items()}
+        for axis, direction in zip(self.axes, self.directions, strict=True):
+            tensors |= {f"{axis}/{name}": tensor for name, tensor in direction.items()}
+        about = {"config": self.config, "buffer_names": sorted(self.buffer_names), "id": self.id}
+        metadata = {"lltoolkit.subspace": json.dumps(about)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        return path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : str or Path
+            The safetensors file.
+
+        Returns
+        -------
+        Subspace
+            With the same `id`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is damaged or holds no subspace.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; Subspace.save(path) writes one.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["lltoolkit.subspace"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        except KeyError as error:
+            raise ValueError(f"{path} holds no subspace, perhaps the weights of a model. Use a file of Subspace.save.") from error
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}). Write it again with Subspace.save.") from error
+        config = about["config"]
+        parts: dict[str, Params] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = tensor
+        options = {name: value for name, value in config.items() if name not in ("kind", "dims")}
+        origin, axes = parts["origin"], AXIS_NAMES[: config["dims"]]
+        subspace = cls(
+            origin,
+            [parts[axis] for axis in axes],
+            kind=config["kind"],
+            options=options,
+            buffer_names=about["buffer_names"],
+        )
+        if subspace.id != about["id"]:
+            raise ValueError(f"{path} was changed after it was written: its id is {subspace.id:.12}, not {about['id']:.12}.")
+        return subspace
+
+
+def require_fit(vector: Params, reference: Params, *, what: str, against: str, extra: Iterable[str] = ()) -> None:
+    """Check that `vector` has the names and shapes of `reference`.
+
+    Parameters
+    ----------
+    vector, reference : Params
+        What is given, and what it should look like.
+    what, against : str
+        Their names in an error.
+    extra : iterable of str
+        Further names that `vector` may have.
+
+    Raises
+    ------
+    ValueError
+        Naming what is missing, unknown or misshapen.
+    """
+    missing = [name for name in reference if name not in vector]
+    unknown = [name for name in vector if name not in reference and name not in set(extra)]
+    wrong = [
+        f"{name} {tuple(vector[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in reference.items()
+        if name in vector and vector[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for label, names in (("missing", missing), ("unknown", unknown), ("misshapen", wrong))
+        if names
+    ]
+    if faults:
+        raise ValueError(f"{what} does not fit {against} ({'; '.join(faults)}). Is it of another model?")
