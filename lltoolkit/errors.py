@@ -21,7 +21,12 @@ class DivergedTraining(RuntimeError):  # noqa: N818 - named after what happened,
 
 
 def did_you_mean(value: object, options: Iterable[object]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest of `options`, or an empty string.
+    """Name the nearest of `options`.
+
+    Returns
+    -------
+    str
+        ``" Did you mean 'x'?"``, or an empty string where nothing is near.
 
     Examples
     --------

@@ -25,7 +25,13 @@ FLOORS = [
         "lltoolkit.tensors.directions",
         "lltoolkit.tensors.evaluate",
     ],
-    ["lltoolkit.labelled", "lltoolkit.labelled.schema", "lltoolkit.labelled.provenance", "lltoolkit.labelled.surface"],
+    [
+        "lltoolkit.labelled",
+        "lltoolkit.labelled.schema",
+        "lltoolkit.labelled.provenance",
+        "lltoolkit.labelled.grid",
+        "lltoolkit.labelled.surface",
+    ],
     ["lltoolkit.store"],
     [
         "lltoolkit.zoo.shim",
@@ -48,7 +54,7 @@ FLOORS = [
 ]
 POSITION = {module: (floor, place) for floor, modules in enumerate(FLOORS) for place, module in enumerate(modules)}
 TORCH_FREE = ["lltoolkit.errors", "lltoolkit.files", "lltoolkit.labelled.schema", "lltoolkit.store"]
-TORCH_FREE += ["lltoolkit.labelled.surface", "lltoolkit.plots", "lltoolkit.render"]
+TORCH_FREE += ["lltoolkit.labelled.grid", "lltoolkit.labelled.surface", "lltoolkit.plots", "lltoolkit.render"]
 
 
 def modules():
@@ -95,7 +101,7 @@ def test_no_torch_needed(module):
 
 
 def test_import_is_light():
-    heavy = "torch matplotlib pyvista xarray numpy sklearn".split()
+    heavy = ["torch", "matplotlib", "pyvista", "xarray", "numpy", "sklearn"]
     code = f"import sys, lltoolkit; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"

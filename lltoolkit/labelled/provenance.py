@@ -36,7 +36,6 @@ def provenance(
     dict
         ``schema.REQUIRED_ATTRS`` with their values.
     """
-    text = json.dumps(config, sort_keys=True)
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -44,13 +43,22 @@ def provenance(
         "lltoolkit_version": lltoolkit.__version__,
         "torch_version": torch_version,
         "device": device,
-        "config": text,
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "config": _as_text(config),
+        "config_sha256": hash_config(config),
         "model": model,
         "n_params": n_params,
         "command": command(),
         "git_commit": git_commit(),
     }
+
+
+def hash_config(config: Mapping[str, object]) -> str:
+    """Hash a configuration: 64 hexadecimal digits, the same for equal values in any order."""
+    return hashlib.sha256(_as_text(config).encode()).hexdigest()
+
+
+def _as_text(config: Mapping[str, object]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def command() -> str:

@@ -15,14 +15,33 @@ KINDS = ("surface", "curvature", "trajectory", "sharpness", "spectrum", "history
 AXES = ("alpha", "beta", "gamma")
 STATUS = {"missing": 0, "computed": 1, "interpolated": 2, "estimated": 3}
 
-REQUIRED_ATTRS = (
-    "schema_version kind created_at lltoolkit_version torch_version device config config_sha256 "
-    "model n_params command git_commit"
-).split()
-OBJECTIVE_ATTRS = (
-    "theta_sha256 data_sha256 data_normalize buffers n_examples dtype precision engine batch_size grad_norm"
-).split()
-SUBSPACE_ATTRS = "subspace_id subspace_kind seed normalize ignore direction_cosine".split()
+REQUIRED_ATTRS = [
+    "schema_version",
+    "kind",
+    "created_at",
+    "lltoolkit_version",
+    "torch_version",
+    "device",
+    "config",
+    "config_sha256",
+    "model",
+    "n_params",
+    "command",
+    "git_commit",
+]
+OBJECTIVE_ATTRS = [
+    "theta_sha256",
+    "data_sha256",
+    "data_normalize",
+    "buffers",
+    "n_examples",
+    "dtype",
+    "precision",
+    "engine",
+    "batch_size",
+    "grad_norm",
+]
+SUBSPACE_ATTRS = ["subspace_id", "subspace_kind", "seed", "normalize", "ignore", "direction_cosine"]
 
 LABELS: dict[str, dict[str, str]] = {
     "alpha": {"long_name": "first direction", "units": "1"},

@@ -38,9 +38,7 @@ class FlatEngine:
         moved = subspace.buffer_names
         device = network.device
         self._buffers = {name: subspace.origin[name].to(device) for name in moved}
-        self._buffer_steps = [
-            {name: direction[name].to(device) for name in moved} for direction in subspace.directions
-        ]
+        self._buffer_steps = [{name: direction[name].to(device) for name in moved} for direction in subspace.directions]
 
     def measure(self, coordinates: Sequence[float]) -> Values:
         """Measure one point, given by its coordinates."""

@@ -143,7 +143,9 @@ def read_splits(data: Any, n_examples: int | Mapping[str, int] | None, seed: int
 
 def _is_batch(data: Any) -> bool:
     """Tell a dict of tensors (one batch) from a dict of splits."""
-    return isinstance(data, Mapping) and all(isinstance(value, Tensor | np.ndarray) for value in data.values()) and data
+    if not isinstance(data, Mapping) or not data:
+        return False
+    return all(isinstance(value, Tensor | np.ndarray) for value in data.values())
 
 
 def _read_split(name: str, split: Any, wanted: int | None, seed: int) -> Examples:
@@ -194,9 +196,10 @@ def _read_dataset(name: str, dataset: Any, collate: Any, wanted: int | None, see
     examples = _gather(name, list(batches), n_total=total)
     first = chosen[: min(4, len(chosen))]
     again = _gather(name, [collate([dataset[position] for position in first])])
-    if Examples(_map(examples.inputs, lambda leaf: leaf[: len(first)]), None, 0).sha256() != Examples(
-        again.inputs, None, 0
-    ).sha256():
+    if (
+        Examples(_map(examples.inputs, lambda leaf: leaf[: len(first)]), None, 0).sha256()
+        != Examples(again.inputs, None, 0).sha256()
+    ):
         warnings.warn(
             f"split {name!r}: two reads of its first examples differ, so the data set augments at random. One fixed "
             "draw is used at every cell; for the loss of the data themselves, take the augmentation out.",

@@ -53,7 +53,12 @@ UNITS = {"cross_entropy": "nat"}
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the tensor of a model's answer: itself, or its ``.logits`` (Hugging Face).
+    """Take the tensor out of a model's answer.
+
+    Returns
+    -------
+    Tensor
+        The answer itself, or its ``.logits`` (Hugging Face).
 
     Raises
     ------
@@ -70,7 +75,12 @@ def logits_of(output: Any) -> Tensor:
 
 
 def class_axis_second(logits: Tensor, target: Tensor) -> Tensor:
-    """Bring ``(B, ..., C)`` logits into torch's order ``(B, C, ...)``; logits already so are returned as they are.
+    """Bring logits into torch's order.
+
+    Returns
+    -------
+    Tensor
+        ``(B, C, ...)``; moved there from ``(B, ..., C)`` where only that fits the target.
 
     Raises
     ------

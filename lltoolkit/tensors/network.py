@@ -39,9 +39,7 @@ class Network:
         Number of floating-point parameters of the whole model, each tied weight once.
     """
 
-    def __init__(
-        self, model: nn.Module, parameters: ParameterFilter, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: nn.Module, parameters: ParameterFilter, device: torch.device, dtype: torch.dtype) -> None:
         chosen = choose_parameters(model, parameters)
         self.theta = {name: tensor.to(dtype) for name, tensor in parameters_of(model, chosen).items()}
         self.buffers = {name: tensor.to(dtype) for name, tensor in buffers_of(model).items()}
@@ -110,7 +108,8 @@ class Network:
             parts = []
             for group in self._views.values():
                 grads = [parameter.grad.double() for parameter in group if parameter.grad is not None]
-                parts.append(sum(grads).flatten() if grads else torch.zeros_like(group[0], dtype=torch.float64).flatten())
+                none = torch.zeros_like(group[0], dtype=torch.float64)
+                parts.append(torch.stack([none, *grads]).sum(dim=0).flatten())
             return torch.cat(parts)
 
         leaves = [parameter for group in self._views.values() for parameter in group]

@@ -136,7 +136,9 @@ class Objective:
         self.network = Network(model, parameters, self.device, DTYPES[dtype])
         self.theta = self.network.theta
         if buffers == "recompute" and not self.network.batch_norms:
-            raise ValueError("buffers='recompute', but the model has no batch norm with running statistics: use 'frozen'.")
+            raise ValueError(
+                "buffers='recompute', but the model has no batch norm with running statistics: use 'frozen'."
+            )
         self._measures = Measures(loss, metrics, count)
         self.units = self._measures.units
         largest_output = self._settle()
@@ -215,9 +217,7 @@ class Objective:
         with self.lock, torch.no_grad(), exact_arithmetic():
             if self.buffers == "recompute":
                 self.network.recompute_buffers(self.examples[self.splits[0]], self.batch_size)
-            return {
-                (split, name): value for split in self.splits for name, value in self._measure_split(split).items()
-            }
+            return {(split, name): value for split in self.splits for name, value in self._measure_split(split).items()}
 
     def _measure_split(self, split: str) -> dict[str, float]:
         values: dict[str, list[Tensor]] = {}
@@ -227,8 +227,8 @@ class Objective:
             for name, measured in self._measures(self.network(batch.inputs), batch.answer).items():
                 if measured.shape not in ((), (batch.size,)):
                     raise ValueError(
-                        f"{name} has the shape {tuple(measured.shape)} for a batch of {batch.size}: return one value per "
-                        f"example, ({batch.size},), or their mean, a single number."
+                        f"{name} has the shape {tuple(measured.shape)} for a batch of {batch.size}: return one value "
+                        f"per example, ({batch.size},), or their mean, a single number."
                     )
                 per_example[name] = measured.ndim == 1
                 values.setdefault(name, []).append(measured.reshape(-1))
@@ -243,13 +243,7 @@ class Objective:
         return {**numbers, **errors}
 
     def _settle(self) -> int:
-        """Run two examples of each split: faults of shape show here, and the measures settle on what they get.
-
-        Returns
-        -------
-        int
-            Size of the model's answer to one example.
-        """
+        """Run two examples of each split, so that faults show here and measures settle; size one example's answer."""
         largest = 1
         with torch.no_grad(), exact_arithmetic():
             for split, examples in self.examples.items():
@@ -258,8 +252,8 @@ class Objective:
                     output = self.network(batch.inputs)
                 except Exception as error:
                     raise ValueError(
-                        f"the model ({self.model_name}) fails on the inputs of split {split!r} ({examples.shapes()}) with "
-                        f"{type(error).__name__}: {error}"
+                        f"the model ({self.model_name}) fails on the inputs of split {split!r} ({examples.shapes()}) "
+                        f"with {type(error).__name__}: {error}"
                     ) from error
                 try:
                     if self._measures.loss_name == "cross_entropy" and examples.target is not None:
@@ -369,7 +363,7 @@ class Objective:
 
 
 def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
-    """Standard error of a weighted mean over examples drawn without replacement from `n_total`.
+    """Estimate the standard error of a weighted mean over examples drawn without replacement.
 
     Parameters
     ----------
@@ -452,7 +446,9 @@ def model_name(model: nn.Module) -> str:
 
 def sha256_of(splits: Mapping[str, Examples]) -> str:
     """Hash the examples of all splits, names included."""
-    hashes = {name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()}
+    hashes = {
+        name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()
+    }
     return sha256(hashes)
 
 
@@ -462,7 +458,9 @@ def exact_arithmetic() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+        ):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul

@@ -31,7 +31,9 @@ def parameters_of(model: nn.Module, names: Iterable[str] | None = None) -> Param
         (bfloat16 rounding alone is 0.2 %).
     """
     wanted = None if names is None else set(names)
-    return {name: _working_copy(group[0]) for name, group in weights_of(model).items() if wanted is None or name in wanted}
+    return {
+        name: _working_copy(group[0]) for name, group in weights_of(model).items() if wanted is None or name in wanted
+    }
 
 
 def weights_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -67,8 +69,10 @@ def _working_copy(tensor: Tensor) -> Tensor:
 def move(origin: Params, directions: Sequence[Params], coordinates: Sequence[float]) -> Params:
     """Return ``origin + sum_i coordinates[i] * directions[i]``, always as fresh tensors.
 
-    The sum runs in the order of the axes and from the origin, so one point has one value, however
-    it was reached.
+    Returns
+    -------
+    Params
+        Summed in the order of the axes and from the origin, so one point has one value, however it was reached.
     """
     moved = {name: tensor.clone() for name, tensor in origin.items()}
     for direction, coordinate in zip(directions, coordinates, strict=True):

@@ -75,7 +75,10 @@ class Subspace:
             require_fit(direction, origin, what=f"the direction of {axis}", against="the origin")
         self.origin = {name: tensor.detach().cpu().clone() for name, tensor in origin.items()}
         self.directions = tuple(
-            {name: direction[name].detach().to(device="cpu", dtype=tensor.dtype, copy=True) for name, tensor in origin.items()}
+            {
+                name: direction[name].detach().to(device="cpu", dtype=tensor.dtype, copy=True)
+                for name, tensor in origin.items()
+            }
             for direction in directions
         )
         self.kind = kind
@@ -155,7 +158,9 @@ class Subspace:
         length = norm(displacement)
         if length == 0:
             return (0.0,) * self.dims, 0.0
-        right = torch.tensor([dot(origin_free, displacement) for origin_free in self._axes_of_weights()], dtype=torch.float64)
+        right = torch.tensor(
+            [dot(origin_free, displacement) for origin_free in self._axes_of_weights()], dtype=torch.float64
+        )
         # lstsq with a cut-off rather than solve: directions may be parallel, or zero on a subset of the weights.
         solution = torch.linalg.lstsq(self._gram(), right.unsqueeze(1), driver="gelsd").solution.squeeze(1)
         coordinates = tuple(float(value) for value in solution)
@@ -199,7 +204,7 @@ class Subspace:
                     numbers[f"direction_cosine_{self.axes[i]}_{self.axes[j]}"] = cosine
         for axis, length in zip(self.axes, lengths, strict=True):
             numbers[f"direction_norm_{axis}"] = float(length) / length_of_theta if length_of_theta > 0 else float("nan")
-        moved = {name: sum(direction[name] != 0 for direction in axes) > 0 for name in axes[0]}
+        moved = {name: torch.stack([d[name] != 0 for d in axes]).any(dim=0) for name in axes[0]}
         total = sum(mask.numel() for mask in moved.values())
         numbers["moved_share"] = sum(int(mask.sum()) for mask in moved.values()) / total
         return numbers
@@ -255,9 +260,13 @@ class Subspace:
                 about = json.loads((file.metadata() or {})["lltoolkit.subspace"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         except KeyError as error:
-            raise ValueError(f"{path} holds no subspace, perhaps the weights of a model. Use a file of Subspace.save.") from error
+            raise ValueError(
+                f"{path} holds no subspace, perhaps the weights of a model. Use a file of Subspace.save."
+            ) from error
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file ({error}). Write it again with Subspace.save.") from error
+            raise ValueError(
+                f"{path} is damaged or no safetensors file ({error}). Write it again with Subspace.save."
+            ) from error
         config = about["config"]
         parts: dict[str, Params] = {}
         for key, tensor in tensors.items():
@@ -273,7 +282,9 @@ class Subspace:
             buffer_names=about["buffer_names"],
         )
         if subspace.id != about["id"]:
-            raise ValueError(f"{path} was changed after it was written: its id is {subspace.id:.12}, not {about['id']:.12}.")
+            raise ValueError(
+                f"{path} was changed after it was written: its id is {subspace.id:.12}, not {about['id']:.12}."
+            )
         return subspace
 
 

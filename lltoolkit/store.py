@@ -1,0 +1,272 @@
+"""Results on disk: NetCDF files written by tiles and atomic merges, opened and closed at once. Torch-free."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import xarray as xr
+from filelock import FileLock, Timeout
+
+from lltoolkit.errors import SchemaError, did_you_mean
+from lltoolkit.files import write_atomically
+from lltoolkit.labelled.schema import label, validate
+from lltoolkit.labelled.surface import count_nonfinite, fill_cells, grid_id
+
+log = logging.getLogger(__name__)
+
+
+def open_result(path: str | Path) -> xr.Dataset:
+    """Open a result: load it whole, check it and close the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that lltoolkit wrote, complete or in the making (then its last merge is read).
+
+    Returns
+    -------
+    xr.Dataset
+        In memory; no file stays open.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; near names in the folder are told.
+    SchemaError
+        If the file is no NetCDF, is damaged or holds no lltoolkit result.
+    """
+    path = Path(path)
+    if not path.exists():
+        nearby = [other.name for other in path.parent.glob("*.nc")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"{path} does not exist.{did_you_mean(path.name, nearby)}")
+    if path.is_dir():
+        raise SchemaError(f"{path} is a folder; a result is one .nc file.")
+    with path.open("rb") as file:
+        signature = file.read(8)
+    if not signature.startswith((b"\x89HDF\r\n", b"CDF")):
+        size = path.stat().st_size
+        raise SchemaError(f"{path} is no NetCDF file ({size} bytes, begins with {signature[:4]!r}).")
+    try:
+        dataset = xr.load_dataset(path, engine="netcdf4")
+    except Exception as error:  # netCDF4 and HDF5 raise OSError, RuntimeError, KeyError and others on the same damage
+        raise SchemaError(
+            f"{path} is damaged or cut short ({type(error).__name__}: {error}). Copy it again from its source, or "
+            "compute it again with resume=False."
+        ) from error
+    return validate(dataset, source=str(path))
+
+
+def save_result(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write a result, whole or not at all.
+
+    Parameters
+    ----------
+    dataset : xr.Dataset
+        A result with its attributes; labels that are missing are added.
+    path : str or Path
+        Ends with ``.nc``, as a rule ``<name>.<kind>.nc``. An older file is replaced.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    SchemaError
+        If `dataset` is no complete result.
+    ValueError
+        If `path` does not end with ``.nc``.
+    OSError
+        If the file can't be written.
+    """
+    path = require_writable(path)
+    dataset = validate(label(dataset.copy()), source="this Dataset")
+    # zlib 1 with shuffle: every ncdump and Panoply reads it, which can't be said of zstd or blosc.
+    packed = {"zlib": True, "complevel": 1, "shuffle": True}
+    encoding = {name: packed for name, variable in dataset.data_vars.items() if variable.dtype.kind in "fiu"}
+    for variable in dataset.variables.values():
+        variable.encoding = {}
+    write_atomically(
+        path, lambda temporary: dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
+    )
+    return path
+
+
+def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
+    """Check, before any computing, that a result can be written; its folder is made.
+
+    Parameters
+    ----------
+    path : str or Path
+        The result's file.
+    n_bytes : int
+        How large it will be, about.
+
+    Returns
+    -------
+    Path
+        The same path.
+
+    Raises
+    ------
+    ValueError
+        If `path` does not end with ``.nc``.
+    IsADirectoryError
+        If `path` is a folder.
+    OSError
+        If it can't be written, or the disk lacks the room.
+    """
+    path = Path(path)
+    if path.suffix != ".nc":
+        raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.name}.surface.nc.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.stem}.{os.getpid()}.probe")
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"{path} can't be written ({error.strerror}). Choose another path or mend the folder's rights"
+        ) from error
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        raise OSError(
+            f"{path} needs about {n_bytes / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free. Make room first."
+        )
+    return path
+
+
+class SurfaceFile:
+    """A surface under construction: ``<path>`` holds the last merge, ``<path>.tiles/`` what came after it.
+
+    One writer at a time holds the lock; readers open the last merge at any time. A tile that was reported as
+    added survives any kill.
+
+    Parameters
+    ----------
+    path : Path
+        The result's file, as `require_writable` returns it.
+
+    Raises
+    ------
+    RuntimeError
+        On entering, if another process is writing this result.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path.with_name(path.name + ".tiles")
+        self._lock = FileLock(self.folder / "lock", timeout=0)  # its descriptor is not inherited by child processes
+        self._n_tiles = 0
+        self._surface: xr.Dataset | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise RuntimeError(
+                f"{self.path} is being written by another process. Wait for it, or use another path."
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not any(self.folder.glob("*.npz")):  # nothing in it that a resume would need
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+    def load(self) -> xr.Dataset | None:
+        """Read the last merge and the tiles after it.
+
+        Returns
+        -------
+        xr.Dataset or None
+            None if nothing was begun. A tile that can't be read is left out, with a warning in the log: its
+            cells are computed again.
+
+        Raises
+        ------
+        SchemaError
+            If the merged file is damaged or no result.
+        """
+        if not self.path.exists():
+            return None
+        surface = open_result(self.path)
+        if surface.attrs["kind"] != "surface":
+            return surface
+        grid = grid_id(surface)
+        for tile in sorted(self.folder.glob("*.npz")):
+            try:
+                with np.load(tile) as arrays:
+                    block = dict(arrays)
+                if str(block.pop("grid")) == grid:  # else left by a run on a coarser grid, which is in the merge
+                    fill_cells(surface, block.pop("cells"), block)
+            except Exception as error:
+                log.warning("tile %s can't be read (%s); its cells are computed again", tile, error)
+        return surface
+
+    def begin(self, surface: xr.Dataset) -> None:
+        """Write the surface as it stands and forget older tiles; from now on it is filled by `add`."""
+        self._surface = surface
+        self.merge()
+
+    def add(self, cells: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Keep a tile of computed cells, on disk when this returns.
+
+        Parameters
+        ----------
+        cells : ndarray
+            Shape ``(k,)``, flat positions in the grid.
+        values : mapping
+            Metric to its values, shape ``(n_splits, k)``.
+
+        Raises
+        ------
+        RuntimeError
+            Before `begin`.
+        """
+        if self._surface is None:
+            raise RuntimeError("begin(surface) first.")
+        arrays = {"cells": cells, "grid": np.array(grid_id(self._surface)), **values}
+        path = self.folder / f"{self._n_tiles:06}.npz"
+        try:
+            write_atomically(path, lambda temporary: np.savez(temporary, **arrays))  # type: ignore[arg-type]
+        except OSError as error:
+            raise self._kept(error) from error
+        self._n_tiles += 1
+        fill_cells(self._surface, cells, values)
+
+    def merge(self) -> None:
+        """Write all that is known to ``<path>`` by atomic rename; then its tiles may go.
+
+        Raises
+        ------
+        RuntimeError
+            Before `begin`.
+        """
+        if self._surface is None:
+            raise RuntimeError("begin(surface) first.")
+        self._surface.attrs |= count_nonfinite(self._surface)
+        try:
+            save_result(self._surface, self.path)
+        except OSError as error:
+            raise self._kept(error) from error
+        for tile in self.folder.glob("*.npz"):
+            tile.unlink()
+
+    def _kept(self, error: OSError) -> OSError:
+        return type(error)(
+            error.errno,
+            f"{self.path} can't be written ({error.strerror or error}). What was computed before is kept in it and in "
+            f"{self.folder.name}/; mend the cause (a full disk?) and call again: it goes on from there",
+        )
