@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from lltoolkit.plots.contour import plot_contour
     from lltoolkit.plots.lines import plot_slice
     from lltoolkit.plots.surface3d import plot_surface
-    from lltoolkit.render import render_surface
+    from lltoolkit.plots.grid import plot_grid
+    from lltoolkit.render import export_scene, render_surface
     from lltoolkit.store import open_result, save_result
     from lltoolkit.tensors.directions import interpolate, random_subspace
     from lltoolkit.tensors.objective import Objective
@@ -33,9 +34,11 @@ _HOME = {
     "SchemaError": "lltoolkit.errors",
     "Subspace": "lltoolkit.tensors.subspace",
     "compute_surface": "lltoolkit.compute",
+    "export_scene": "lltoolkit.render",
     "interpolate": "lltoolkit.tensors.directions",
     "open_result": "lltoolkit.store",
     "plot_contour": "lltoolkit.plots.contour",
+    "plot_grid": "lltoolkit.plots.grid",
     "plot_slice": "lltoolkit.plots.lines",
     "plot_surface": "lltoolkit.plots.surface3d",
     "random_subspace": "lltoolkit.tensors.directions",
@@ -56,9 +59,11 @@ __all__ = [  # noqa: RUF022 - grouped by what they do
     "save_result",
     # draw
     "plot_contour",
+    "plot_grid",
     "plot_slice",
     "plot_surface",
     "render_surface",
+    "export_scene",
     "plots",
     # train
     "Recorder",

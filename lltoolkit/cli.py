@@ -1,0 +1,349 @@
+"""The command line: ``lltoolkit demo | train | surface | plot | info``.
+
+Everything heavy is imported by the command that needs it, so that ``--help`` answers at once.
+"""
+
+import functools
+import json
+import logging
+import math
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from lltoolkit import __version__
+from lltoolkit.errors import require_choice
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import nn
+
+    from lltoolkit.tensors.objective import Objective
+    from lltoolkit.tensors.subspace import Subspace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="lltoolkit",
+    help="Loss landscapes of neural networks: compute, store and show them (after Li et al. 2018).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+FORMS = ("contour", "filled", "heat", "slice", "surface", "render")
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors that a user can mend into one line and exit status 1; an interrupt into 130.
+
+    Returns
+    -------
+    callable
+        The command, with the same signature.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError by birth
+            raise
+        except KeyboardInterrupt:
+            typer.echo("\nInterrupted. What is done is kept: the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, RuntimeError) as error:
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log every note and show whole tracebacks.")] = False,
+) -> None:
+    """Set up what all commands share."""
+    if version:
+        typer.echo(f"lltoolkit {__version__}")
+        raise typer.Exit
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@app.command()
+@reports_errors
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default lltoolkit-demo[-quick].")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="In miniature, in under 100 seconds.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the training and of the directions.")] = 0,
+) -> None:
+    """See the effect of skip connections: train with and without them, compute both loss surfaces, draw them.
+
+    Offline, on scikit-learn's digits. After Ctrl-C the same command goes on.
+
+    Example: `lltoolkit demo --quick --out demo`
+    """
+    from lltoolkit.demo import FULL, QUICK, run_demo
+
+    out = out or Path("lltoolkit-demo-quick" if quick else "lltoolkit-demo")
+    result = run_demo(out, QUICK if quick else FULL, seed=seed)
+    typer.echo("")
+    for path in result.paths:
+        typer.echo(path)
+    for name, accuracy in result.test_accuracy.items():
+        typer.echo(f"test accuracy {name}: {accuracy:.4f}")
+
+
+@app.command()
+@reports_errors
+def train(
+    model: Annotated[str, typer.Argument(help="A network of the zoo: resnet20, vgg9, densenet121, mlp, ...")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints and history.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10, ..., or the path of an .npz.")] = "digits",
+    normalize: Annotated[str, typer.Option(help="Of the data: default, cifar10, imagenet or none.")] = "default",
+    shortcut: Annotated[str, typer.Option(help="Of a ResNet: A, B or none.")] = "A",
+    width: Annotated[int, typer.Option(help="Of a ResNet: factor on its channels.")] = 1,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default 0.1 for sgd, 0.001 for adam.")] = None,
+    momentum: Annotated[float, typer.Option(help="Nesterov momentum of sgd.")] = 0.9,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 128,
+    weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 5e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 12,
+    schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "step",
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Train a network with checkpoints; after Ctrl-C the same command goes on.
+
+    Example: `lltoolkit train resnet20 --data digits --epochs 12 --shortcut none --out runs/noshort`
+    """
+    from lltoolkit import zoo
+
+    options: dict[str, object] = {}
+    if (shortcut, width) != ("A", 1):
+        options = {"shortcut": shortcut, "width": width}
+    run = zoo.train(
+        model,
+        zoo.load_data(data, normalize=normalize),
+        model_options=options,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        schedule=schedule,
+        seed=seed,
+        out=out,
+        device=device,
+    )
+    last = run.history.isel(step=-1)
+    figures = ", ".join(f"{name} {float(last[name]):.4f}" for name in last.data_vars if last[name].ndim == 0)
+    typer.echo(f"{run.path}\n{figures}")
+
+
+@app.command()
+@reports_errors
+def surface(
+    out: Annotated[Path, typer.Option(help="The result, NAME.surface.nc.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10, ..., or the path of an .npz.")],
+    model: Annotated[str, typer.Option(help="A network of the zoo, or of torchvision, by name.")],
+    weights: Annotated[Path, typer.Option(help="Its weights: .safetensors or .pt.")],
+    to: Annotated[Path | None, typer.Option(help="Other weights: compute the line to them.")] = None,
+    shortcut: Annotated[str, typer.Option(help="Of a ResNet: A, B or none.")] = "A",
+    width: Annotated[int, typer.Option(help="Of a ResNet: factor on its channels.")] = 1,
+    normalize: Annotated[str, typer.Option(help="Of the data: default, cifar10, imagenet or none.")] = "default",
+    dims: Annotated[int, typer.Option(help="1, 2 or 3 random directions.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
+    direction_normalize: Annotated[str, typer.Option(help="filter, layer, weight or none.")] = "filter",
+    ignore: Annotated[str, typer.Option(help="bias_bn, none or original_code.")] = "bias_bn",
+    buffers: Annotated[str, typer.Option(help="Batch-norm statistics: frozen or recompute.")] = "frozen",
+    span: Annotated[str | None, typer.Option(help="S for -S to S, or LOW,HIGH.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="Points per axis: N, or N,M for each.")] = None,
+    examples: Annotated[int | None, typer.Option(help="At most so many of each split; default all.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on from what the file holds, or replace it.")] = True,
+) -> None:
+    """Compute the loss surface of a trained network; after Ctrl-C the same command goes on.
+
+    Example: `lltoolkit surface --model resnet56 --weights W.safetensors --data D.npz --normalize imagenet
+    --resolution 25 --examples 500 --out r56.surface.nc`
+    """
+    import lltoolkit as ll
+
+    splits = ll.zoo.load_data(data, normalize=normalize)
+
+    def build(path: Path) -> "nn.Module":
+        inputs, _ = splits["train"]
+        network = ll.zoo.build_model(
+            model,
+            **({} if (shortcut, width) == ("A", 1) else {"shortcut": shortcut, "width": width}),
+            n_classes=splits.n_classes,
+            in_channels=inputs.shape[1],
+            input_size=inputs.shape[-1],
+        )
+        return ll.zoo.load_weights(network, path)
+
+    objective = ll.Objective(build(weights), splits, n_examples=examples, device=device, buffers=buffers)
+    if to is not None:
+        subspace = ll.interpolate(objective, build(to))
+    else:
+        subspace = ll.random_subspace(objective, dims=dims, seed=seed, normalize=direction_normalize, ignore=ignore)
+    grid = {"span": _numbers("span", span), "resolution": _resolution(resolution, subspace.axes)}
+    typer.echo(objective.check())
+    typer.echo(_expectation(objective, subspace, **grid))
+    result = ll.compute_surface(objective, subspace, path=out, resume=resume, **grid)
+    typer.echo(f"{out}: {_range(result)}")
+
+
+@app.command()
+@reports_errors
+def plot(
+    result: Annotated[Path, typer.Argument(help="A .surface.nc file.")],
+    out: Annotated[Path | None, typer.Option(help="The figure: .png, .pdf or .svg; default beside the result.")] = None,
+    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; default contour, for a line slice.")] = "",
+    var: Annotated[str, typer.Option(help="loss, accuracy, ...")] = "loss",
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+) -> None:
+    """Draw a stored surface; nothing is computed and torch is not needed.
+
+    Example: `lltoolkit plot r56.surface.nc --form render --out r56.png`
+    """
+    from lltoolkit.labelled.schema import axes_of
+    from lltoolkit.store import open_result
+
+    dataset = open_result(result)
+    form = form or ("slice" if len(axes_of(dataset)) == 1 else "contour")
+    require_choice("form", form, FORMS)
+    out = out or result.with_name(f"{result.name.removesuffix('.nc').removesuffix('.surface')}.{form}.png")
+    if form == "render":
+        from lltoolkit.render import export_scene, render_surface
+
+        export_scene(render_surface(dataset, var=var, split=split), out)
+    else:
+        _draw(dataset, out, form=form, var=var, split=split)
+    typer.echo(out)
+
+
+@app.command()
+@reports_errors
+def info(result: Annotated[Path, typer.Argument(help="Any result file, .nc.")]) -> None:
+    """Print what a result file holds and how it was made.
+
+    Example: `lltoolkit info r56.surface.nc`
+    """
+    from lltoolkit.store import open_result
+
+    typer.echo(describe_file(open_result(result), result))
+
+
+def describe_file(dataset: "xr.Dataset", path: Path) -> str:
+    """Describe a result in lines: what it holds, then every attribute.
+
+    Returns
+    -------
+    str
+        For a terminal.
+    """
+    lines = [f"{path}: {dataset.attrs['kind']} of {dataset.attrs['model']}, {path.stat().st_size / 1e3:.0f} kB", ""]
+    for name, coordinate in dataset.coords.items():
+        values = coordinate.values
+        words = coordinate.dtype.kind in "UOT"
+        shown = ", ".join(map(str, values)) if words else f"{values.min():g} to {values.max():g}"
+        lines.append(f"  {name:<14} {coordinate.size} values: {shown}")
+    lines.append("")
+    for name, variable in dataset.data_vars.items():
+        if name == "status":
+            meanings = variable.attrs["flag_meanings"].split()
+            counts = {word: int((variable.values == flag).sum()) for flag, word in enumerate(meanings)}
+            text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        else:
+            units = variable.attrs.get("units", "1")
+            text = f"{float(variable.min()):.6g} to {float(variable.max()):.6g}" + (f" {units}" if units != "1" else "")
+        lines.append(f"  {name:<14} ({', '.join(map(str, variable.dims))}): {text}")
+    lines.append("")
+    for name, value in dataset.attrs.items():
+        if isinstance(value, str) and value.startswith("{"):
+            lines.append(f"  {name}:")
+            lines += [f"      {key}: {inner}" for key, inner in json.loads(value).items()]
+        else:
+            lines.append(f"  {name}: {value}")
+    return "\n".join(lines)
+
+
+def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) -> None:
+    from matplotlib.figure import Figure
+
+    from lltoolkit import plots
+
+    figure = Figure(figsize=(5.0, 4.0), layout="constrained")  # no pyplot: no window, no state
+    if form == "slice":
+        plots.plot_slice(dataset, var=var, ax=figure.subplots())
+    elif form == "surface":
+        plots.plot_surface(dataset, var=var, split=split, ax=figure.add_subplot(projection="3d"))
+    else:
+        form = "lines" if form == "contour" else form
+        plots.plot_contour(dataset, var=var, split=split, form=form, ax=figure.subplots())
+    figure.savefig(out, dpi=200)
+
+
+def _expectation(objective: "Objective", subspace: "Subspace", **grid: Any) -> str:
+    """Tell time and memory of a surface before it is computed, from one cell and the memory that it took."""
+    from lltoolkit.compute import SPANS
+    from lltoolkit.labelled.grid import make_grid
+
+    axes = make_grid(subspace.axes, **grid, default_span=SPANS.get(subspace.kind, 1.0))
+    n_cells = math.prod(len(values) for values in axes.values())
+    seconds = objective.seconds_per_cell()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    shape = " x ".join(str(len(values)) for values in axes.values())
+    return (
+        f"{shape} = {n_cells} cells, {seconds:.3g} s each: about {_duration(n_cells * seconds)} on {objective.device}, "
+        f"about {peak / 1e9:.1f} GB of memory"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _range(dataset: "xr.Dataset") -> str:
+    loss = dataset["loss"].sel(split=dataset["split"].values[0])
+    return f"{dataset['split'].values[0]} loss {float(loss.min()):.4g} to {float(loss.max()):.4g}"
+
+
+def _numbers(name: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--{name} {text!r}: give a number S, or two as LOW,HIGH.") from error
+    if len(numbers) > 2:
+        raise ValueError(f"--{name} {text!r} holds {len(numbers)} numbers: give S, or LOW,HIGH.")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _resolution(text: str | None, axes: tuple[str, ...]) -> Any:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--resolution {text!r}: give a whole number N, or one for each axis as N,M.") from error
+    if len(numbers) == 1:
+        return numbers[0]
+    if len(numbers) != len(axes):
+        raise ValueError(f"--resolution {text!r} holds {len(numbers)} numbers, the axes are {', '.join(axes)}.")
+    return dict(zip(axes, numbers, strict=True))
