@@ -46,7 +46,7 @@ class Network:
         self.n_params = sum(group[0].numel() for group in weights_of(model).values())
         self.device = device
         self.model = _copy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
-        groups = weights_of(self.model)
+        groups = _twins(model, self.model)
         self.flat = torch.cat([groups[name][0].detach().flatten() for name in chosen])
         self._views: dict[str, list[nn.Parameter]] = {}
         start = 0
@@ -122,6 +122,13 @@ class Network:
             for leaf in leaves:
                 leaf.requires_grad_(False)
                 leaf.grad = None
+
+
+def _twins(model: nn.Module, copied: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Group the copy's parameters as the model's: deepcopy unties two parameters that share one storage."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    twins = dict(copied.named_parameters())
+    return {first: [twins[names[id(parameter)]] for parameter in group] for first, group in weights_of(model).items()}
 
 
 def choose_parameters(model: nn.Module, parameters: ParameterFilter) -> list[str]:
