@@ -14,12 +14,15 @@ from lltoolkit.errors import require_choice
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
 IGNORED = -100  # the label that torch's cross-entropy leaves out: padding in token targets
 
+RESERVED = ("status", "split", "alpha", "beta", "gamma")  # names that a result uses for something else
+
 log = logging.getLogger(__name__)
 
 
 def cross_entropy(output: Any, target: Tensor) -> Tensor:
     """Cross-entropy of each example in nats, shape ``(B,)``; the mean over positions where there are several."""
     logits = class_axis_second(logits_of(output), target)
+    target = target.long()  # torch takes no int32 labels, which many files hold
     losses = functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
     return _mean_over_positions(losses, target)
 
@@ -29,15 +32,22 @@ def accuracy(output: Any, target: Tensor) -> Tensor:
     logits = class_axis_second(logits_of(output), target)
     right = (logits.argmax(dim=1) == target).double()
     right[logits.isnan().any(dim=1)] = torch.nan
-    return _mean_over_positions(right, target)
+    return _mean_over_positions(right, target.long())
 
 
 def mse(output: Any, target: Tensor) -> Tensor:
     """Squared error of each example, shape ``(B,)``: the mean over its outputs."""
     output = logits_of(output)
-    if output.numel() != target.numel():
-        raise ValueError(f"the output {tuple(output.shape)} and the target {tuple(target.shape)} differ in size.")
-    return (output - target.view_as(output)).square().flatten(1).mean(dim=1)
+    if _shape(output) != _shape(target):
+        raise ValueError(
+            f"the output {tuple(output.shape)} and the target {tuple(target.shape)} differ in shape; axes of length 1 "
+            "aside, they must agree."
+        )
+    return (output - target.reshape(output.shape)).square().reshape(len(output), -1).mean(dim=1)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return [*tensor.shape[:1], *(length for length in tensor.shape[1:] if length != 1)]
 
 
 def _mean_over_positions(values: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +68,7 @@ def logits_of(output: Any) -> Tensor:
     Returns
     -------
     Tensor
-        The answer itself, or its ``.logits`` (Hugging Face).
+        The answer itself, or its ``.logits`` (Hugging Face), in float64.
 
     Raises
     ------
@@ -71,7 +81,7 @@ def logits_of(output: Any) -> Tensor:
             f"the model returns a {type(output).__name__}; a tensor or an object with .logits is wanted. "
             "Otherwise pass loss=, a function of (output, target)."
         )
-    return output
+    return output.double()
 
 
 def class_axis_second(logits: Tensor, target: Tensor) -> Tensor:
@@ -146,7 +156,7 @@ class Measures:
     Raises
     ------
     ValueError
-        For an unknown name.
+        For an unknown name, or a metric's name that a result needs for something else.
     """
 
     def __init__(
@@ -162,14 +172,19 @@ class Measures:
         if isinstance(metrics, str):
             metrics = [metrics]
         for name in metrics or ():
+            given = metrics[name] if isinstance(metrics, Mapping) else name
+            if name in RESERVED or str(name).endswith("_se") or (name == "loss" and given != "loss"):
+                raise ValueError(
+                    f"a metric can't be called {name!r}: results use loss, *_se, {', '.join(RESERVED)} for something "
+                    "else. Give it another name; the loss is set by loss=."
+                )
             if name != "loss":
-                given = metrics[name] if isinstance(metrics, Mapping) else name
                 self.functions[str(name)] = _resolve("metrics", given, METRICS)
         self.count = count
         self.exact: dict[str, bool] = {}
 
-    def settle(self, output: Any, target: Any) -> None:
-        """Decide from one small batch what depends on the model: accuracy or not, float64 or not."""
+    def settle(self, output: Any, target: Any, size: int) -> None:
+        """Decide from one small batch what depends on the model: accuracy or not, float64 or not; and try it."""
         if self.choose_metrics and is_classification(output, target):
             self.functions["accuracy"] = accuracy
         for name, function in self.functions.items():
@@ -181,23 +196,35 @@ class Measures:
                 function(output, target)
                 self.exact[name] = False
                 log.info("%s is computed in the model's own precision: in float64 it fails with %s", name, error)
+        for name, values in self(output, target, size).items():
+            self.weight(name, target, size, values)
 
-    def __call__(self, output: Any, target: Any) -> dict[str, Tensor]:
+    def __call__(self, output: Any, target: Any, size: int) -> dict[str, Tensor]:
         """Measure one batch.
 
         Returns
         -------
         dict
             Name to float64 values, shape ``(B,)``, or a scalar where the function returns a mean.
-        """
-        return {
-            name: torch.as_tensor(
-                function(_double(output), _double(target)) if self.exact[name] else function(output, target)
-            ).double()
-            for name, function in self.functions.items()
-        }
 
-    def weight(self, target: Any, size: int, values: Tensor) -> Tensor:
+        Raises
+        ------
+        ValueError
+            If a function returns another shape.
+        """
+        measured = {}
+        for name, function in self.functions.items():
+            given = (_double(output), _double(target)) if self.exact[name] else (output, target)
+            values = torch.as_tensor(function(*given)).double()
+            if values.shape not in ((), (size,)):
+                raise ValueError(
+                    f"{name} has the shape {tuple(values.shape)} for a batch of {size}: return one value per example, "
+                    f"({size},), or their mean, a single number."
+                )
+            measured[name] = values
+        return measured
+
+    def weight(self, name: str, target: Any, size: int, values: Tensor) -> Tensor:
         """Weights of `values` in the mean over all examples: as many as there are values, float64."""
         counted = torch.ones(size) if self.count is None else torch.as_tensor(self.count(target))
         counted = counted.to(device=values.device, dtype=torch.float64)
@@ -205,8 +232,8 @@ class Measures:
             return counted.sum().reshape(1)
         if counted.shape != values.shape:
             raise ValueError(
-                f"count returned the shape {tuple(counted.shape)}, the loss {tuple(values.shape)}: a loss per example "
-                "needs a count per example."
+                f"count returned the shape {tuple(counted.shape)}, {name} has {tuple(values.shape)}: values per example "
+                f"need a count per example, ({size},). Return that, or leave {name} out (metrics=[])."
             )
         return counted
 

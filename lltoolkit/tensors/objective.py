@@ -224,15 +224,10 @@ class Objective:
         weights: dict[str, list[Tensor]] = {}
         per_example = {}
         for batch in self.examples[split].batches(self.batch_size):
-            for name, measured in self._measures(self.network(batch.inputs), batch.answer).items():
-                if measured.shape not in ((), (batch.size,)):
-                    raise ValueError(
-                        f"{name} has the shape {tuple(measured.shape)} for a batch of {batch.size}: return one value "
-                        f"per example, ({batch.size},), or their mean, a single number."
-                    )
+            for name, measured in self._measures(self.network(batch.inputs), batch.answer, batch.size).items():
                 per_example[name] = measured.ndim == 1
                 values.setdefault(name, []).append(measured.reshape(-1))
-                weights.setdefault(name, []).append(self._measures.weight(batch.answer, batch.size, measured))
+                weights.setdefault(name, []).append(self._measures.weight(name, batch.answer, batch.size, measured))
         # All values first, then one sum in float64: the batch size and the order must not show in the mean.
         numbers, errors = {}, {}
         for name in values:
@@ -258,7 +253,7 @@ class Objective:
                 try:
                     if self._measures.loss_name == "cross_entropy" and examples.target is not None:
                         require_labels(output, examples.target, f"split {split!r}")
-                    self._measures.settle(output, batch.answer)
+                    self._measures.settle(output, batch.answer, batch.size)
                 except Exception as error:
                     raise ValueError(
                         f"loss {self._measures.loss_name!r} or a metric fails on split {split!r} with "
@@ -352,8 +347,8 @@ class Objective:
             try:
                 with self.network.gradients() as gradient:
                     for batch in examples.batches(self.batch_size):
-                        loss = self._measures(self.network(batch.inputs), batch.answer)["loss"]
-                        weight = self._measures.weight(batch.answer, batch.size, loss)
+                        loss = self._measures(self.network(batch.inputs), batch.answer, batch.size)["loss"]
+                        weight = self._measures.weight("loss", batch.answer, batch.size, loss)
                         (weight * loss.reshape(-1)).sum().backward()
                         total += float(weight.sum())
                     return float(gradient().norm()) / total
