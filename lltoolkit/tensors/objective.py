@@ -23,6 +23,8 @@ BUFFERS = ("frozen", "interpolate", "recompute")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 REPEAT_TOLERANCE = 1e-6  # two measurements of the same weights may differ by so much, relative or absolute
 
+_HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
+
 log = logging.getLogger(__name__)
 
 
@@ -336,7 +338,7 @@ class Objective:
             In units of the loss per unit of weight: how far from a critical point on these examples. NaN
             where the loss has no gradient.
         """
-        with self.lock, exact_arithmetic(), torch.backends.cudnn.flags(enabled=False):  # it has no RNN gradient in eval
+        with self.lock, exact_arithmetic(), _without_cudnn():
             self.network.flat.copy_(self.network.flatten(self.theta))
             self.network.write_buffers({})
             examples = self.examples[self.splits[0]]
@@ -448,14 +450,38 @@ def sha256_of(splits: Mapping[str, Examples]) -> str:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 and autotuning off for a while: both change float32 results by up to 1e-3."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def _without_cudnn() -> Iterator[None]:
+    """Switch cuDNN off for a while: it has no gradient of recurrent layers in eval mode."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
     try:
-        with torch.backends.cudnn.flags(
-            enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.enabled = before
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Switch TF32, bfloat16 and autotuning off for a while: they change float32 results by up to 1e-3."""
+    backends = torch.backends
+    # Reading or setting the old switches raises in newer torch where the user has set the new ones, or "medium".
+    places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn] if _HAS_FP32_PRECISION else []
+    places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn] if _HAS_FP32_PRECISION else []
+    before = [place.fp32_precision for place in places]
+    old = None if _HAS_FP32_PRECISION else (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
+    tuning = backends.cudnn.benchmark, backends.cudnn.deterministic
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        if old is not None:
+            torch.set_float32_matmul_precision("highest")
+            backends.cudnn.allow_tf32 = False
+        backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
+        yield
+    finally:
+        backends.cudnn.benchmark, backends.cudnn.deterministic = tuning
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+        if old is not None:
+            torch.set_float32_matmul_precision(old[0])
+            backends.cudnn.allow_tf32 = old[1]
