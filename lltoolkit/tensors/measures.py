@@ -232,8 +232,8 @@ class Measures:
             return counted.sum().reshape(1)
         if counted.shape != values.shape:
             raise ValueError(
-                f"count returned the shape {tuple(counted.shape)}, {name} has {tuple(values.shape)}: values per example "
-                f"need a count per example, ({size},). Return that, or leave {name} out (metrics=[])."
+                f"count returned the shape {tuple(counted.shape)}, {name} has {tuple(values.shape)}: values per "
+                f"example need a count per example. Return ({size},), or leave {name} out (metrics=[])."
             )
         return counted
 

@@ -463,7 +463,7 @@ def _without_cudnn() -> Iterator[None]:
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Switch TF32, bfloat16 and autotuning off for a while: they change float32 results by up to 1e-3."""
-    backends = torch.backends
+    backends: Any = torch.backends
     # Reading or setting the old switches raises in newer torch where the user has set the new ones, or "medium".
     places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn] if _HAS_FP32_PRECISION else []
     places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn] if _HAS_FP32_PRECISION else []
