@@ -56,10 +56,13 @@ class Examples:
     def __len__(self) -> int:
         return len(_leaves(self.inputs)[0])
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield views of at most `size` examples, in order."""
-        for start in range(0, len(self), size):
-            yield self.take(slice(start, start + size))
+    def batches(self, size: int, smallest: int = 1) -> Iterator[Batch]:
+        """Yield views of `size` examples, in order; a rest of fewer than `smallest` joins the last batch."""
+        starts = list(range(0, len(self), size))
+        if len(starts) > 1 and len(self) - starts[-1] < smallest:
+            starts.pop()
+        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+            yield self.take(slice(start, stop))
 
     def take(self, part: slice) -> Batch:
         """Return the examples of a slice."""

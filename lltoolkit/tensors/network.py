@@ -84,7 +84,8 @@ class Network:
             for module in self.batch_norms:
                 module.reset_running_stats()
                 module.train()  # of all modules only these: dropout stays off
-            for batch in examples.batches(batch_size):
+            # Two examples at least: batch norm on vectors has no variance of one, so no batch of one may be left.
+            for batch in examples.batches(max(2, batch_size), smallest=2):
                 seen += batch.size
                 for module in self.batch_norms:
                     module.momentum = batch.size / seen
