@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class NondeterministicObjective(RuntimeError):  # noqa: N818 - a fixed public name
@@ -35,6 +36,38 @@ def did_you_mean(value: object, options: Iterable[object]) -> str:
     """
     nearest = get_close_matches(str(value), [str(option) for option in options], n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def require_whole(name: str, value: Any, *, least: int | None = None) -> int:
+    """Return a whole number, given as one or as a float without a fraction.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, as the user typed it.
+    value : object
+        What was given.
+    least : int, optional
+        The smallest number allowed.
+
+    Returns
+    -------
+    int
+        A plain int, also for a NumPy number.
+
+    Raises
+    ------
+    ValueError
+        With what was given and what is allowed.
+    """
+    try:
+        whole = int(value)
+        if isinstance(value, str | bytes | bool) or whole != value or (least is not None and whole < least):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        at_least = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name}={value!r}: give a whole number{at_least}.") from error
+    return whole
 
 
 def require_choice(name: str, value: object, options: Iterable[object]) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lltoolkit.errors import require_choice
+from lltoolkit.errors import require_choice, require_whole
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.params import Params, buffers_of, filter_norms, parameters_of, subtract
 from lltoolkit.tensors.subspace import AXIS_NAMES, Subspace, require_fit
@@ -82,6 +82,7 @@ def random_subspace(
     (2, ('alpha', 'beta'))
     """
     require_choice("dims", dims, (1, 2, 3))
+    seed = require_whole("seed", seed)
     require_choice("normalize", normalize, NORMALIZATIONS)
     require_choice("ignore", ignore, IGNORES)
     theta = _theta(objective)
@@ -95,7 +96,7 @@ def random_subspace(
                 raw = _orthogonal_within_filters(raw, [previous[name].double() for previous in directions])
             direction[name] = _scale(raw, weights.double(), normalize, ignore).to(weights.dtype)
         directions.append(direction)
-    options = {"seed": int(seed), "normalize": normalize, "ignore": ignore, "orthogonalize": int(orthogonalize)}
+    options = {"seed": seed, "normalize": normalize, "ignore": ignore, "orthogonalize": int(orthogonalize)}
     return Subspace(theta, directions, kind="random", options=options)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
+from lltoolkit.errors import require_whole
 from lltoolkit.tensors.params import sha256
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -138,8 +139,8 @@ def read_splits(data: Any, n_examples: int | Mapping[str, int] | None, seed: int
     read = {}
     for name, split in splits.items():
         wanted = n_examples.get(name) if isinstance(n_examples, Mapping) else n_examples
-        if wanted is not None and (isinstance(wanted, bool) or int(wanted) != wanted or wanted < 1):
-            raise ValueError(f"n_examples={wanted!r} for split {name!r}: give a whole number of at least 1, or None.")
+        if wanted is not None:
+            wanted = require_whole("n_examples", wanted, least=1)
         read[str(name)] = _read_split(str(name), split, wanted, seed)
     return read
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lltoolkit.errors import NondeterministicObjective, require_choice
+from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
 from lltoolkit.tensors.examples import Examples, read_splits
 from lltoolkit.tensors.measures import Measure, Measures, require_labels
 from lltoolkit.tensors.network import Network
@@ -117,8 +117,9 @@ class Objective:
         require_choice("dtype", dtype, DTYPES)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: give a whole number of at least 1, or None.")
+        if batch_size is not None:
+            batch_size = require_whole("batch_size", batch_size, least=1)
+        seed = require_whole("seed", seed)
         self.buffers = buffers
         self.dtype = dtype
         self.device = resolve_device(device)
