@@ -296,6 +296,14 @@ def describe_surface(objective: Objective, subspace: Subspace, how: Mapping[str,
     }
 
 
+def _count_examples(objective: Objective) -> str | int:
+    """Return ``"all"``, the number where it is one for all splits, or the numbers by split."""
+    if objective.n_examples == objective.n_total:
+        return "all"
+    counts = set(objective.n_examples.values())
+    return counts.pop() if len(counts) == 1 else ", ".join(f"{name} {n}" for name, n in objective.n_examples.items())
+
+
 def str_or_number(value: object) -> str | int | float:
     """Return what NetCDF attributes can hold: numbers as they are, anything else as text."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
