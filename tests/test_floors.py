@@ -88,7 +88,7 @@ def test_every_module_has_its_place():
     assert {module for module, _ in modules()} == set(POSITION)
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
 def test_imports_only_go_down(module, path):
     upward = [name for name in imported(path) if POSITION[name] >= POSITION[module]]
     assert not upward, f"{module} imports {upward}, which stand above it or are itself"

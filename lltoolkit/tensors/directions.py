@@ -140,7 +140,7 @@ def interpolate(
     --------
     >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     >>> line = interpolate(a, b)
-    >>> torch.equal(line.at(1.0)["weight"], b.weight)
+    >>> torch.allclose(line.at(1.0)["weight"], b.weight)
     True
     """
     require_choice("buffers", buffers, ("interpolate", "frozen"))
