@@ -3,13 +3,23 @@
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from lltoolkit.errors import require_whole
 from lltoolkit.tensors.params import sha256
@@ -181,10 +191,17 @@ def choose(total: int, wanted: int | None, seed: int, name: str) -> Tensor:
 
 
 def _read_loader(name: str, loader: DataLoader, wanted: int | None, seed: int) -> Examples:
-    if not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None:
-        # The loader's own order may be shuffled and its last batch dropped: read its data set instead.
-        return _read_dataset(name, loader.dataset, loader.collate_fn, wanted, seed)
-    examples = _gather(name, list(loader))
+    dataset, sampler = loader.dataset, loader.sampler
+    # The loader's order may be shuffled and its last batch dropped: read what it chooses from, in order.
+    if not isinstance(dataset, IterableDataset) and type(loader.batch_sampler) is BatchSampler:
+        if isinstance(sampler, SubsetRandomSampler):
+            dataset = Subset(dataset, sorted(sampler.indices))
+            return _read_dataset(name, dataset, loader.collate_fn, wanted, seed)
+        shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement
+        if (shuffled or isinstance(sampler, SequentialSampler)) and len(sampler.data_source) == len(dataset):
+            return _read_dataset(name, dataset, loader.collate_fn, wanted, seed)
+    with _own_generator(seed):
+        examples = _gather(name, list(loader))
     chosen = choose(len(examples), wanted, seed, name)
     target = None if examples.target is None else examples.target[chosen]
     return Examples(_map(examples.inputs, lambda leaf: leaf[chosen]), target, examples.n_total)
@@ -195,11 +212,12 @@ def _read_dataset(name: str, dataset: Any, collate: Any, wanted: int | None, see
     if total == 0:
         raise ValueError(f"split {name!r} is empty: it has 0 examples. Leave it out, or give it data.")
     chosen = choose(total, wanted, seed, name).tolist()
-    # One process: workers would have to be started for a single pass, and need a picklable Dataset.
-    batches = DataLoader(Subset(dataset, chosen), batch_size=READ_BATCH, collate_fn=collate)
-    examples = _gather(name, list(batches), n_total=total)
     first = chosen[: min(4, len(chosen))]
-    again = _gather(name, [collate([dataset[position] for position in first])])
+    # One process: workers would have to be started for a single pass, and need a picklable Dataset.
+    with _own_generator(seed):
+        parts = [chosen[start : start + READ_BATCH] for start in range(0, len(chosen), READ_BATCH)]
+        examples = _gather(name, [_fetch(dataset, part, collate) for part in parts], n_total=total)
+        again = _gather(name, [_fetch(dataset, first, collate)])
     if (
         Examples(_map(examples.inputs, lambda leaf: leaf[: len(first)]), None, 0).sha256()
         != Examples(again.inputs, None, 0).sha256()
@@ -212,21 +230,44 @@ def _read_dataset(name: str, dataset: Any, collate: Any, wanted: int | None, see
     return examples
 
 
+def _fetch(dataset: Any, positions: list[int], collate: Any) -> Any:
+    return collate(Subset(dataset, positions).__getitems__(list(range(len(positions)))))
+
+
+@contextmanager
+def _own_generator(seed: int) -> Iterator[None]:
+    """Give what draws while data are read its own stream of torch's generator; the caller's is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def _gather(name: str, batches: list[Any], n_total: int | None = None) -> Examples:
     parts = [_read_batch(name, batch) for batch in batches]
     if not parts:
         raise ValueError(f"split {name!r} is empty: its DataLoader yields no batch. Leave it out, or give it data.")
     first_inputs, first_target = parts[0]
     if isinstance(first_inputs, Tensor):
-        inputs: Inputs = torch.cat([inputs for inputs, _ in parts])
+        inputs: Inputs = _join(name, [inputs for inputs, _ in parts])
     elif isinstance(first_inputs, dict):
-        inputs = {key: torch.cat([inputs[key] for inputs, _ in parts]) for key in first_inputs}
+        inputs = {key: _join(name, [inputs[key] for inputs, _ in parts]) for key in first_inputs}
     else:
-        inputs = tuple(torch.cat([inputs[place] for inputs, _ in parts]) for place in range(len(first_inputs)))
-    target = None if first_target is None else torch.cat([target for _, target in parts])
+        inputs = tuple(_join(name, [inputs[place] for inputs, _ in parts]) for place in range(len(first_inputs)))
+    target = None if first_target is None else _join(name, [target for _, target in parts])
     _require_examples(name, inputs, target)
     total = len(_leaves(inputs)[0])
     return Examples(inputs, target, total if n_total is None else n_total)
+
+
+def _join(name: str, leaves: list[Tensor]) -> Tensor:
+    try:
+        return torch.cat(leaves)
+    except RuntimeError as error:
+        shapes = ", ".join(sorted({str(tuple(leaf.shape)) for leaf in leaves})[:4])
+        raise ValueError(
+            f"split {name!r}: its batches have different shapes ({shapes}); only their first axis may differ. Pad all "
+            "examples to one length, in the Dataset or by collate_fn."
+        ) from error
 
 
 def _read_batch(name: str, batch: Any) -> tuple[Any, Any]:
