@@ -290,6 +290,9 @@ def _as_inputs(name: str, value: Any) -> Inputs:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        # torch takes no negative strides and no foreign byte order, and warns of read-only memory.
+        value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
