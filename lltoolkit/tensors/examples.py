@@ -89,12 +89,12 @@ class Examples:
         return ", ".join(f"{name}: {tuple(leaf.shape)} {leaf.dtype}" for name, leaf in leaves)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
-        """Copy to `device`; floating-point tensors take `dtype`, labels and tokens keep theirs."""
+        """Copy to `device`; floating-point inputs take `dtype`; targets keep theirs, as labels and tokens do."""
 
         def place(leaf: Tensor) -> Tensor:
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
 
-        target = None if self.target is None else place(self.target)
+        target = None if self.target is None else self.target.to(device)
         return Examples(_map(self.inputs, place), target, self.n_total)
 
     def sha256(self) -> str:

@@ -189,11 +189,11 @@ class Measures:
             self.functions["accuracy"] = accuracy
         for name, function in self.functions.items():
             try:
-                function(_double(output), _double(target))
+                function(_cast(output), _cast(target))
                 self.exact[name] = True
             except RuntimeError as error:
                 # A loss with float32 constants of its own refuses float64 outputs; any other fault shows again here.
-                function(output, target)
+                function(output, _cast(target, torch.float32))
                 self.exact[name] = False
                 log.info("%s is computed in the model's own precision: in float64 it fails with %s", name, error)
         for name, values in self(output, target, size).items():
@@ -214,7 +214,7 @@ class Measures:
         """
         measured = {}
         for name, function in self.functions.items():
-            given = (_double(output), _double(target)) if self.exact[name] else (output, target)
+            given = (_cast(output), _cast(target)) if self.exact[name] else (output, _cast(target, torch.float32))
             values = torch.as_tensor(function(*given)).double()
             if values.shape not in ((), (size,)):
                 raise ValueError(
@@ -263,12 +263,12 @@ def _name(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _double(value: Any) -> Any:
-    """Cast floating-point tensors, and those in a tuple or dict, to float64; anything else stays as it is."""
+def _cast(value: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """Cast floating-point tensors, and those in a tuple or dict; anything else stays as it is."""
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.to(dtype) if value.is_floating_point() else value
     if type(value) in (tuple, list):
-        return type(value)(_double(part) for part in value)
+        return type(value)(_cast(part, dtype) for part in value)
     if type(value) is dict:
-        return {key: _double(part) for key, part in value.items()}
+        return {key: _cast(part, dtype) for key, part in value.items()}
     return value
