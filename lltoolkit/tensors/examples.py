@@ -191,12 +191,12 @@ def choose(total: int, wanted: int | None, seed: int, name: str) -> Tensor:
 
 
 def _read_loader(name: str, loader: DataLoader, wanted: int | None, seed: int) -> Examples:
-    dataset, sampler = loader.dataset, loader.sampler
+    dataset: Any = loader.dataset
     # The loader's order may be shuffled and its last batch dropped: read what it chooses from, in order.
     if not isinstance(dataset, IterableDataset) and type(loader.batch_sampler) is BatchSampler:
+        sampler: Any = loader.batch_sampler.sampler  # loader.sampler is another one where batch_sampler= was given
         if isinstance(sampler, SubsetRandomSampler):
-            dataset = Subset(dataset, sorted(sampler.indices))
-            return _read_dataset(name, dataset, loader.collate_fn, wanted, seed)
+            return _read_dataset(name, Subset(dataset, sorted(sampler.indices)), loader.collate_fn, wanted, seed)
         shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement
         if (shuffled or isinstance(sampler, SequentialSampler)) and len(sampler.data_source) == len(dataset):
             return _read_dataset(name, dataset, loader.collate_fn, wanted, seed)
