@@ -51,8 +51,9 @@ def random_subspace(
         the code published with the paper when it is told to ignore nothing.
     orthogonalize : bool
         Make each direction orthogonal to the ones before within every filter, which leaves the norms of the
-        filters as asked; a filter with fewer weights than directions then stays. Off in the paper: random
-        directions in high dimension are nearly orthogonal, and their cosine is recorded.
+        filters as asked; a filter with fewer weights than directions then stays. Not with "weight" or
+        "original_code". Off in the paper: random directions in high dimension are nearly orthogonal, and their
+        cosine is recorded.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def random_subspace(
     Raises
     ------
     ValueError
-        For unknown options.
+        For unknown options, or options that exclude each other.
 
     Notes
     -----
@@ -85,6 +86,11 @@ def random_subspace(
     seed = require_whole("seed", seed)
     require_choice("normalize", normalize, NORMALIZATIONS)
     require_choice("ignore", ignore, IGNORES)
+    if orthogonalize and (normalize == "weight" or ignore == "original_code"):
+        raise ValueError(
+            f"orthogonalize=True with normalize={normalize!r}, ignore={ignore!r}: normalize='weight' would turn the "
+            "directions again, ignore='original_code' gives all of them theta's biases. Leave one of them out."
+        )
     theta = _theta(objective)
     directions: list[Params] = []
     for axis in AXIS_NAMES[:dims]:
@@ -197,7 +203,7 @@ def _scale(raw: Tensor, weights: Tensor, normalize: str, ignore: str) -> Tensor:
 
 
 def _orthogonal_within_filters(raw: Tensor, previous: list[Tensor]) -> Tensor:
-    rows = raw.reshape(len(raw), -1) if raw.ndim > 1 else raw.reshape(1, -1)
+    rows = raw.flatten(1) if raw.ndim > 1 else raw.reshape(1, -1)
     before = rows.norm(dim=1, keepdim=True)
     for other in previous:
         axis = other.reshape(rows.shape)
