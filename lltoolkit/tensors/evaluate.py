@@ -63,7 +63,7 @@ def require_match(objective: Objective, subspace: Subspace) -> None:
     require_fit(subspace.weights(subspace.origin), objective.theta, what="the subspace", against="this objective")
     if unknown := sorted(subspace.buffer_names - set(objective.network.buffers)):
         raise ValueError(f"the subspace moves the buffers {unknown[:5]}, which this objective's model lacks.")
-    if objective.buffers == "interpolate" and not subspace.buffer_names:
+    if objective.buffers == "interpolate" and objective.network.buffers and not subspace.buffer_names:
         raise ValueError(
             f"buffers='interpolate', but this subspace ({subspace.kind}) moves no buffers; interpolate(a, b) makes one "
             "that does. Use buffers='frozen' or 'recompute'."
