@@ -3,6 +3,7 @@
 Everything heavy is imported by the command that needs it, so that ``--help`` answers at once.
 """
 
+import copy
 import functools
 import json
 import logging
@@ -20,7 +21,6 @@ from lltoolkit.errors import require_choice
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch import nn
 
     from lltoolkit.tensors.objective import Objective
     from lltoolkit.tensors.subspace import Subspace
@@ -117,7 +117,7 @@ def train(
     momentum: Annotated[float, typer.Option(help="Nesterov momentum of sgd.")] = 0.9,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 128,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 5e-4,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 12,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split; 300 in the paper.")] = 300,
     schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "step",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -128,13 +128,10 @@ def train(
     """
     from lltoolkit import zoo
 
-    options: dict[str, object] = {}
-    if (shortcut, width) != ("A", 1):
-        options = {"shortcut": shortcut, "width": width}
     run = zoo.train(
         model,
         zoo.load_data(data, normalize=normalize),
-        model_options=options,
+        model_options=_model_options(shortcut, width),
         optimizer=optimizer,
         lr=lr,
         momentum=momentum,
@@ -155,9 +152,10 @@ def train(
 @reports_errors
 def surface(
     out: Annotated[Path, typer.Option(help="The result, NAME.surface.nc.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10, ..., or the path of an .npz.")],
-    model: Annotated[str, typer.Option(help="A network of the zoo, or of torchvision, by name.")],
-    weights: Annotated[Path, typer.Option(help="Its weights: .safetensors or .pt.")],
+    run: Annotated[Path | None, typer.Option(help="A folder of `lltoolkit train`; or --model and --weights.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network of the zoo, or of torchvision, by name.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights: .safetensors or .pt.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, cifar10, ..., an .npz; default the run's.")] = None,
     to: Annotated[Path | None, typer.Option(help="Other weights: compute the line to them.")] = None,
     shortcut: Annotated[str, typer.Option(help="Of a ResNet: A, B or none.")] = "A",
     width: Annotated[int, typer.Option(help="Of a ResNet: factor on its channels.")] = 1,
@@ -175,27 +173,34 @@ def surface(
 ) -> None:
     """Compute the loss surface of a trained network; after Ctrl-C the same command goes on.
 
+    Of a run: `lltoolkit surface --run runs/noshort --examples 300 --out noshort.surface.nc`
+
     Example: `lltoolkit surface --model resnet56 --weights W.safetensors --data D.npz --normalize imagenet
     --resolution 25 --examples 500 --out r56.surface.nc`
     """
     import lltoolkit as ll
 
-    splits = ll.zoo.load_data(data, normalize=normalize)
-
-    def build(path: Path) -> "nn.Module":
-        inputs, _ = splits["train"]
+    if (run is None) == (model is None or weights is None):
+        raise ValueError("give either --run, a folder of `lltoolkit train`, or both --model and --weights.")
+    if run is not None:
+        trained = ll.zoo.open_run(run)
+        network = trained.model
+        splits = ll.zoo.load_data(data or trained.config["data"]["name"], normalize=normalize)
+    else:
+        if data is None:
+            raise ValueError("--data is missing: digits, cifar10, ..., or the path of an .npz.")
+        splits = ll.zoo.load_data(data, normalize=normalize)
         network = ll.zoo.build_model(
             model,
-            **({} if (shortcut, width) == ("A", 1) else {"shortcut": shortcut, "width": width}),
+            **_model_options(shortcut, width),
             n_classes=splits.n_classes,
-            in_channels=inputs.shape[1],
-            input_size=inputs.shape[-1],
+            in_channels=splits["train"][0].shape[1],
+            input_size=splits["train"][0].shape[-1],
         )
-        return ll.zoo.load_weights(network, path)
-
-    objective = ll.Objective(build(weights), splits, n_examples=examples, device=device, buffers=buffers)
+        ll.zoo.load_weights(network, weights)
+    objective = ll.Objective(network, splits, n_examples=examples, device=device, buffers=buffers)
     if to is not None:
-        subspace = ll.interpolate(objective, build(to))
+        subspace = ll.interpolate(objective, ll.zoo.load_weights(copy.deepcopy(network), to))
     else:
         subspace = ll.random_subspace(objective, dims=dims, seed=seed, normalize=direction_normalize, ignore=ignore)
     grid = {"span": _numbers("span", span), "resolution": _resolution(resolution, subspace.axes)}
@@ -294,6 +299,12 @@ def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) 
         form = "lines" if form == "contour" else form
         plots.plot_contour(dataset, var=var, split=split, form=form, ax=figure.subplots())
     figure.savefig(out, dpi=200)
+
+
+def _model_options(shortcut: str, width: int) -> dict[str, Any]:
+    """Return the options that differ from their defaults: not every network has them."""
+    options = {"shortcut": (shortcut, "A"), "width": (width, 1)}
+    return {name: given for name, (given, default) in options.items() if given != default}
 
 
 def _expectation(objective: "Objective", subspace: "Subspace", **grid: Any) -> str:

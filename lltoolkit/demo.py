@@ -108,11 +108,11 @@ def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: 
         The four figures.
     """
     depth = recipe.model.removeprefix("resnet")
-    titles = {
-        f"ResNet-{depth} {variant}\ntest error {100 * (1 - accuracy[variant]):.1f} %": surface
-        for variant, surface in surfaces.items()
-    }
-    figure = ll.plots.plot_grid(titles)
+    titles = {variant: f"ResNet-{depth} {variant}" for variant in surfaces}
+    figure = ll.plot_grid(
+        {titles[variant]: surface for variant, surface in surfaces.items()},
+        captions={titles[variant]: f"test error {100 * (1 - value):.1f} %" for variant, value in accuracy.items()},
+    )
     paths = [out / "contours.png", out / "contours.pdf"]
     for path in paths:
         figure.savefig(path, dpi=200)

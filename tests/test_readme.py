@@ -1,0 +1,22 @@
+"""The README's code runs as printed."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert names["surface"].sizes == {"split": 2, "alpha": 11, "beta": 11}
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.surface.nc", "mine.png"}
+    assert "gradient norm at the minimizer" in capsys.readouterr().out
+
+
+def test_the_files_that_it_names_exist():
+    named = re.findall(r"\]\(((?:docs|notebooks)/[^)]+)\)", README)
+    assert named
+    assert not [name for name in named if not (Path(__file__).parent.parent / name).exists()]
