@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from lltoolkit.compute import compute_surface
     from lltoolkit.errors import DivergedTraining, NondeterministicObjective, ResumeMismatch, SchemaError
     from lltoolkit.plots.contour import plot_contour
+    from lltoolkit.plots.grid import plot_grid
     from lltoolkit.plots.lines import plot_slice
     from lltoolkit.plots.surface3d import plot_surface
-    from lltoolkit.plots.grid import plot_grid
     from lltoolkit.render import export_scene, render_surface
     from lltoolkit.store import open_result, save_result
     from lltoolkit.tensors.directions import interpolate, random_subspace
