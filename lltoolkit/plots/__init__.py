@@ -1,0 +1,35 @@
+"""Figures of results, by matplotlib: they draw and never compute. Names load on first use (PEP 562)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lltoolkit.plots.contour import plot_contour
+    from lltoolkit.plots.grid import plot_grid
+    from lltoolkit.plots.lines import plot_slice
+    from lltoolkit.plots.style import figure
+    from lltoolkit.plots.surface3d import plot_surface
+
+_HOME = {
+    "figure": "lltoolkit.plots.style",
+    "plot_contour": "lltoolkit.plots.contour",
+    "plot_grid": "lltoolkit.plots.grid",
+    "plot_slice": "lltoolkit.plots.lines",
+    "plot_surface": "lltoolkit.plots.surface3d",
+}
+
+__all__ = ["figure", "plot_contour", "plot_grid", "plot_slice", "plot_surface"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    from lltoolkit.errors import did_you_mean
+
+    raise AttributeError(f"lltoolkit.plots has no name {name!r}.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

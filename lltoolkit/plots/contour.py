@@ -1,0 +1,319 @@
+"""A plane as a map: contour lines as in Li et al. (2018), figure 5, filled contours or a heat map."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import xarray as xr
+from matplotlib.colors import BoundaryNorm
+from matplotlib.ticker import FuncFormatter
+
+from lltoolkit.errors import require_choice
+from lltoolkit.plots.field import Field, axis_label, count_cells, pick_plane
+from lltoolkit.plots.relief import Relief, smooth_relief
+from lltoolkit.plots.scale import Levels, Scale, choose_scale, number
+from lltoolkit.plots.style import FRACTION_COLORS, HATCH_GREY, LOSS_COLORS, MISSING_GREY, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+
+Form: TypeAlias = Literal["lines", "filled", "heat"]
+FORMS = ("lines", "filled", "heat")
+_FINE = 240  # points per axis of the grid on which lines are traced
+
+
+def plot_contour(
+    surface: xr.Dataset,
+    *,
+    var: str = "loss",
+    split: str = "train",
+    levels: Levels = "auto",
+    form: Form = "filled",
+    clip: float | None = None,
+    smooth: bool = True,
+    labels: bool = True,
+    minimizer: bool = True,
+    colorbar: bool | None = None,
+    cmap: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draw a two-dimensional surface as a map.
+
+    Parameters
+    ----------
+    surface : xr.Dataset
+        A surface with two axes; missing cells, NaN and inf are allowed and shown as such.
+    var : str
+        What to draw: ``"loss"``, ``"accuracy"`` or another variable.
+    split : str
+        Split of the data.
+    levels : "auto", "log", "linear", "paper" or array of float
+        ``"log"``: equidistant in log10; ``"paper"``: 0.1 to 9.6 in steps of 0.5, after the code of Li et al. (2018);
+        ``"auto"``: log for a loss, linear for the rest; or ascending numbers in units of the variable.
+    form : {"filled", "lines", "heat"}
+        Filled contours with lines; coloured lines alone, as the paper's figure 5; or the cells as they were measured.
+    clip : float, optional
+        Highest value told apart; by default the highest there is, unless a few cells reach far beyond the rest.
+        The colour bar's label says where and how much was clipped.
+    smooth : bool
+        Trace lines on a cubic spline through the cells (of log10 for a log scale) instead of straight pieces
+        between them. Cells of ``form="heat"`` are never smoothed.
+    labels : bool
+        Write the values of some levels on their lines.
+    minimizer : bool
+        Mark the origin, where the minimizer is, if the plane holds it.
+    colorbar : bool, optional
+        Default: unless the lines carry labels and nothing was clipped.
+    cmap : str, optional
+        A matplotlib colour map; default viridis for a loss, cividis for the rest.
+    ax : Axes, optional
+        Where to draw; by default in a new pyplot figure.
+
+    Returns
+    -------
+    Axes
+        With equal scales on both axes unless one span is more than three times the other. Cells not yet computed are
+        grey, cells that gave NaN or inf are hatched, both counted in a legend.
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown, or `surface` has no such plane, variable or split.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> axis = np.linspace(-1, 1, 5)
+    >>> bowl = xr.DataArray(0.01 + np.add.outer(axis**2, axis**2), coords={"alpha": axis, "beta": axis}, name="loss")
+    >>> ax = plot_contour(bowl.to_dataset(), ax=Figure().subplots())
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('$\\alpha$', '$\\beta$')
+    """
+    require_choice("form", form, FORMS)
+    field = pick_plane(surface, var, split)
+    scale = choose_scale([field], levels, clip)
+    ax = new_axes() if ax is None else ax
+    mappable = draw_map(ax, field, scale, form=form, smooth=smooth, labels=labels, cmap=cmap)
+    if minimizer:
+        mark_minimizer(ax, field)
+    if field.finite.size and (colorbar or (colorbar is None and (form != "lines" or not labels or scale.note))):
+        add_colorbar(ax, mappable, scale, field.label)
+    return ax
+
+
+def draw_map(
+    ax: "Axes",
+    field: Field,
+    scale: Scale,
+    *,
+    form: Form = "filled",
+    smooth: bool = True,
+    labels: bool = True,
+    cmap: str | None = None,
+) -> "ScalarMappable":
+    """Draw a field on given axes and scale; `plot_contour` and `plot_grid` in common.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    field, scale : Field, Scale
+        What, and in which levels and colours.
+    form, smooth, labels, cmap
+        As in `plot_contour`.
+
+    Returns
+    -------
+    ScalarMappable
+        For a colour bar: the scale's colours without gaps.
+    """
+    from matplotlib.cm import ScalarMappable
+
+    mappable = ScalarMappable(
+        scale.bands() if form == "filled" and not scale.constant else scale.norm(),
+        cmap or (LOSS_COLORS if field.is_loss else FRACTION_COLORS),
+    )
+    mark_empty_cells(ax, field)
+    if field.finite.size:
+        if form == "heat" or scale.constant or min(field.values.shape) < 2:
+            _draw_cells(ax, field, scale, mappable)
+        else:
+            _draw_lines(ax, field, scale, form, smooth, labels, mappable)
+    first, second = field.first, field.second
+    outline = edges if form == "heat" else _unless_single
+    ax.set(xlim=outline(first)[[0, -1]], ylim=outline(second)[[0, -1]])
+    ax.set(xlabel=axis_label(field.axes[0]), ylabel=axis_label(field.axes[1]))
+    spans = sorted([np.ptp(first), np.ptp(second)])
+    ax.locator_params(nbins=5)
+    ax.set_aspect("equal" if 0 < spans[1] <= 3 * spans[0] else "auto")
+    return mappable
+
+
+def _unless_single(points: np.ndarray) -> np.ndarray:
+    return points if len(points) > 1 else edges(points)  # a single row of cells has no extent but its own
+
+
+def _draw_cells(ax: "Axes", field: Field, scale: Scale, mappable: "ScalarMappable") -> None:
+    shown = np.ma.masked_where(~field.drawn, field.values)
+    # Values at or below 0 have no logarithm and would come out as holes; they take the lowest colour.
+    shown = np.ma.clip(shown, scale.low, None) if scale.log else shown
+    ax.pcolormesh(
+        *(edges(field.first), edges(field.second), shown.T),
+        norm=mappable.norm,
+        cmap=mappable.cmap,
+        rasterized=field.values.size > 10_000,  # a vector file stays under a megabyte
+    )
+    if scale.constant:
+        words = f"constant: {number(scale.lowest)}"
+        ax.annotate(words, (0.5, 0.75), xycoords="axes fraction", ha="center", va="center", color="white")
+
+
+def _draw_lines(
+    ax: "Axes", field: Field, scale: Scale, form: Form, smooth: bool, labels: bool, mappable: "ScalarMappable"
+) -> None:
+    relief = map_relief(field, scale, _FINE if smooth else 0)
+    grid = (relief.first, relief.second, np.ma.masked_where(relief.hole, relief.height).T)
+    colors = {"norm": mappable.norm, "cmap": mappable.cmap}
+    if form == "filled":
+        bands = ax.contourf(*grid, levels=scale.levels, extend=scale.extend, **colors)
+        bands.set_edgecolor("face")  # else viewers show white hairlines between the bands of a PDF
+        bands.set_linewidth(0.2)
+    inside = scale.levels[(scale.levels > grid[2].min()) & (scale.levels < grid[2].max())]
+    if not inside.size:
+        return
+    style = {**colors, "linewidths": 0.9}
+    if form == "filled":
+        style = {"colors": _readable_on(mappable, inside), "alpha": 0.55, "linewidths": 0.45}
+    lines = ax.contour(*grid, levels=inside, negative_linestyles="solid", **style)
+    if labels and (chosen := [level for level in inside if level in scale.major()]):
+        texts = ax.clabel(lines, chosen, fmt=number, fontsize="x-small", inline_spacing=2)
+        for text in texts:
+            text.set_alpha(1.0)
+
+
+def _readable_on(mappable: "ScalarMappable", levels: np.ndarray) -> list[str]:
+    """Choose white or black for what is written over the colours of some levels."""
+    red, green, blue, _ = mappable.to_rgba(levels).T
+    return ["white" if light < 0.45 else "black" for light in 0.3 * red + 0.59 * green + 0.11 * blue]
+
+
+def map_relief(field: Field, scale: Scale, n_points: int) -> Relief:
+    """Lay the surface through a field's cells on which lines are traced.
+
+    Parameters
+    ----------
+    field, scale : Field, Scale
+        What to draw, in which levels.
+    n_points : int
+        As in `smooth_relief`.
+
+    Returns
+    -------
+    Relief
+        Heights in units of the field, cut out where it has no value. A loss is interpolated in log10, since it
+        runs over decades, whatever the levels.
+    """
+    values = np.where(field.drawn, field.values, np.nan)
+    # A ceiling well above the colours: one cell of 1e7 among tens would make the spline ring all around it.
+    if not (scale.log or (field.is_loss and field.finite.min() > 0)):
+        ceiling = 2 * scale.high - scale.low
+        return smooth_relief(field.first, field.second, np.minimum(values, ceiling), n_points, bounded=True)
+    positive = field.finite[field.finite > 0]
+    floor = min(positive.min(), scale.low) / 10 if scale.log else positive.min()
+    logs = np.log10(np.clip(values, max(floor, 1e-300), 10 * scale.high))
+    relief = smooth_relief(field.first, field.second, logs, n_points, bounded=True)
+    return replace(relief, height=10.0**relief.height)
+
+
+def mark_empty_cells(ax: "Axes", field: Field) -> None:
+    """Show which cells have no value and why: grey for not computed, hatched for NaN or inf, with a legend."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    across, along = edges(field.first), edges(field.second)
+    handles = []
+    for cells, color, hatch, why in [
+        (field.missing, MISSING_GREY, None, "not computed"),
+        (field.nonfinite, "white", "//////", "NaN or inf"),
+    ]:
+        if not cells.any():
+            continue
+        style = {"facecolor": color, "edgecolor": HATCH_GREY, "hatch": hatch, "linewidth": 0.0}
+        corners = [
+            [(across[i], along[j]), (across[i + 1], along[j]), (across[i + 1], along[j + 1]), (across[i], along[j + 1])]
+            for i, j in np.argwhere(cells)
+        ]
+        ax.add_collection(PolyCollection(corners, zorder=1.5, gid=f"lltoolkit:{why}", **style), autolim=False)
+        handles.append(Patch(**style, label=f"{why} ({count_cells(cells)})"))
+    if handles:
+        place = _emptiest_corner(~field.drawn)
+        ax.legend(handles=handles, loc=place, fontsize="x-small", framealpha=0.85, borderpad=0.3).set_zorder(6)
+
+
+def _emptiest_corner(empty: np.ndarray) -> str:
+    """Choose where a legend hides the fewest values."""
+    n, m = (-(-size // 3) for size in empty.shape)
+    corners = {"lower left": empty[:n, :m], "lower right": empty[-n:, :m],
+               "upper left": empty[:n, -m:], "upper right": empty[-n:, -m:]}  # fmt: skip
+    return max(corners, key=lambda corner: corners[corner].mean())
+
+
+def mark_minimizer(ax: "Axes", field: Field) -> None:
+    """Mark the origin, where the trained weights are, if it lies on the map."""
+    if field.first[0] <= 0 <= field.first[-1] and field.second[0] <= 0 <= field.second[-1]:
+        ax.plot(0, 0, marker="*", markersize=7, color="white", markeredgecolor="black", markeredgewidth=0.6, zorder=5,
+                gid="lltoolkit:minimizer")  # fmt: skip
+
+
+def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scale: Scale, label: str) -> "Colorbar":
+    """Put a colour bar to the right of `axes` whose label says what was clipped.
+
+    Parameters
+    ----------
+    axes : Axes or sequence of Axes
+        What it belongs to: one, as high as the axes themselves; or several, beside all of them.
+    mappable, scale : ScalarMappable, Scale
+        From `draw_map`.
+    label : str
+        The variable with its units.
+
+    Returns
+    -------
+    Colorbar
+        As matplotlib's.
+    """
+    several = not hasattr(axes, "figure")
+    figure = axes[0].figure if several else axes.figure
+    # An inset has the height of the picture also where equal scales leave room above and below it.
+    place = {"ax": axes, "aspect": 35, "pad": 0.02} if several else {"cax": axes.inset_axes((1.04, 0, 0.045, 1))}
+    banded = isinstance(mappable.norm, BoundaryNorm)
+    ticks = {"ticks": scale.major(), "format": FuncFormatter(lambda value, _: number(value))} if banded else {}
+    # The norm of bands knows on which sides it extends; other norms must be told.
+    extend = {} if banded else {"extend": scale.extend}
+    bar = figure.colorbar(mappable, label=scale.labelled(label), **place, **ticks, **extend)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.yaxis.label.set_linespacing(0.9)
+    bar.ax.minorticks_off() if banded else None
+    return bar
+
+
+def edges(points: np.ndarray) -> np.ndarray:
+    """Return the borders of the cells around grid points, halfway between them.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(n + 1,)`` for `points` of shape ``(n,)``, ascending.
+
+    Examples
+    --------
+    >>> edges(np.array([0.0, 1.0, 3.0]))
+    array([-0.5,  0.5,  2. ,  4. ])
+    """
+    if len(points) == 1:
+        return points[0] + np.array([-0.5, 0.5])
+    middle = (points[1:] + points[:-1]) / 2
+    return np.concatenate([[1.5 * points[0] - 0.5 * points[1]], middle, [1.5 * points[-1] - 0.5 * points[-2]]])

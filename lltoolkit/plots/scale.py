@@ -1,0 +1,244 @@
+"""Levels and colour limits: chosen once, for one field or for several that share them. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lltoolkit.errors import require_choice
+from lltoolkit.plots.field import Field
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
+
+Levels: TypeAlias = Literal["auto", "log", "linear", "paper"] | ArrayLike
+LEVELS = ("auto", "log", "linear", "paper")
+
+# Steps of a log scale in decades, coarse to fine. Each divides a decade (or is a whole number of them), so
+# that 1, 10, 100 are levels; a third of a decade is nearly 1-2-5.
+_STEPS = (4, 2, 1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 8, 1 / 10, 1 / 12, 1 / 16, 1 / 20, 1 / 25, 1 / 50, 1 / 100)
+_DECADES = 8  # a log scale does not reach further below its top; an exact zero would ask for infinitely many
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What values are told apart in a picture, and what is said about the others.
+
+    Attributes
+    ----------
+    levels : ndarray
+        Shape ``(n_levels,)``, ascending; the colours run from the first to the last.
+    log : bool
+        Whether colour and height follow the logarithm.
+    lowest, highest : float
+        The finite extremes of what is shown; NaN where there is nothing.
+    note : str
+        What a label must add: clipping, or that a log scale was not possible. Else empty.
+    """
+
+    levels: np.ndarray
+    log: bool
+    lowest: float
+    highest: float
+    note: str = ""
+
+    @property
+    def low(self) -> float:
+        """The value of the first colour."""
+        return float(self.levels[0])
+
+    @property
+    def high(self) -> float:
+        """The value of the last colour."""
+        return float(self.levels[-1])
+
+    @property
+    def constant(self) -> bool:
+        """Whether all values are one and the same, so that no line can be drawn."""
+        return self.lowest == self.highest
+
+    @property
+    def extend(self) -> Literal["neither", "min", "max", "both"]:
+        """On which sides values lie beyond the colours, in the words of a colour bar."""
+        under, over = self.lowest < self.low, self.highest > self.high
+        return "both" if under and over else "min" if under else "max" if over else "neither"
+
+    def norm(self) -> "Normalize":
+        """Return a fresh matplotlib norm from the first level to the last."""
+        from matplotlib.colors import LogNorm, Normalize
+
+        return (LogNorm if self.log else Normalize)(vmin=self.low, vmax=self.high)
+
+    def bands(self) -> "Normalize":
+        """Return a fresh matplotlib norm with one colour between each two levels."""
+        from matplotlib.colors import BoundaryNorm
+
+        return BoundaryNorm(self.levels, ncolors=256, extend=self.extend)
+
+    def labelled(self, label: str) -> str:
+        r"""Add what must be said to a label.
+
+        Returns
+        -------
+        str
+            With the note on a second line.
+
+        Examples
+        --------
+        >>> Scale(np.array([1.0, 10.0]), True, 1.0, 50.0, "clipped at 10 (max 50)").labelled("train loss [nat]")
+        'train loss [nat]\nclipped at 10 (max 50)'
+        """
+        return f"{label}\n{self.note}" if self.note else label
+
+    def major(self) -> np.ndarray:
+        """Choose the levels that carry a number: whole decades, or every other one.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(k,)``, a subset of the levels.
+        """
+        if self.log:
+            exponents = np.log10(self.levels)
+            decades = np.isclose(exponents, np.round(exponents), atol=1e-9)
+            if decades.sum() >= 3:
+                return self.levels[decades]
+        elif self.low > 0 and self.high > 20 * self.low:
+            # Equal steps of a steep loss crowd together; numbers at each doubling still tell them apart.
+            chosen = [self.levels[0]]
+            for level in self.levels:
+                if level >= 2 * chosen[-1]:
+                    chosen.append(level)
+            return np.array(chosen)
+        return self.levels[:: max(1, round(len(self.levels) / 6))]
+
+
+def choose_scale(
+    fields: Sequence[Field], levels: Levels = "auto", clip: float | None = None, n_levels: int = 12
+) -> Scale:
+    """Choose levels and colours for one field, or the same ones for several.
+
+    Parameters
+    ----------
+    fields : sequence of Field
+        What will be drawn on this scale.
+    levels : "auto", "log", "linear", "paper" or array of float
+        ``"log"``: equidistant in log10, whole decades among them, from the lowest value to a robust high end;
+        ``"linear"``: equidistant round numbers; ``"paper"``: 0.1 to 9.6 in steps of 0.5, after the code of Li et
+        al. (2018); ``"auto"``: log for a loss, linear for the rest. An array is taken as it is.
+    clip : float, optional
+        Highest value to tell apart, in units of the variable; ``inf`` for the highest there is. By default the
+        highest, unless a few cells alone reach far beyond the rest (then the 95th percentile).
+    n_levels : int
+        About how many levels.
+
+    Returns
+    -------
+    Scale
+        Its note tells of values beyond the colours.
+
+    Raises
+    ------
+    ValueError
+        If `levels` is unknown or not ascending, or `clip` not above the lowest value.
+    """
+    values = np.concatenate([field.finite for field in fields]) if fields else np.empty(0)
+    if isinstance(levels, str):
+        require_choice("levels", levels, LEVELS)
+        kind = ("log" if all(field.is_loss for field in fields) else "linear") if levels == "auto" else levels
+    else:
+        kind, given = "given", _checked_levels(levels)
+    if clip is not None and not clip > (values.min() if values.size else -np.inf):
+        raise ValueError(
+            f"clip={clip!r} leaves nothing to draw: the values run from {values.min():.6g} to {values.max():.6g}. "
+            "Give a clip above the lowest, or None."
+        )
+    if not values.size:
+        return Scale(np.array([0.1, 1.0]), kind == "log", np.nan, np.nan)
+    lowest, highest = float(values.min()), float(values.max())
+
+    if kind == "given":
+        # A log colour scale where the levels themselves span decades.
+        return _noted(given, bool(given[0] > 0 and given[-1] >= 100 * given[0]), lowest, highest, [])
+    if kind == "paper":
+        return _noted(np.arange(0.1, 10, 0.5), False, lowest, highest, [])
+    positive = values[values > 0]
+    if kind == "log" and 2 * positive.size > values.size:
+        top = _robust_top(np.log10(positive), clip and np.log10(clip) if np.isfinite(clip or 1) else np.inf)
+        bottom = max(np.log10(positive.min()), top - _DECADES)
+        return _noted(10.0 ** _log_levels(bottom, top, n_levels, clip), True, lowest, highest, [])
+    notes = [f"linear scale: {1 - positive.size / values.size:.0%} of cells not above 0"] if kind == "log" else []
+    return _noted(_linear_levels(lowest, _robust_top(values, clip), n_levels, clip), False, lowest, highest, notes)
+
+
+def _checked_levels(levels: ArrayLike) -> np.ndarray:
+    given = np.asarray(levels, dtype=np.float64)
+    if given.ndim != 1 or len(given) < 2 or not np.isfinite(given).all() or not (np.diff(given) > 0).all():
+        raise ValueError(
+            f"levels={levels!r} is not an ascending row of two or more finite numbers. Give for example "
+            "numpy.geomspace(0.1, 100, 10), or one of 'auto', 'log', 'linear', 'paper'."
+        )
+    return given
+
+
+def _robust_top(values: np.ndarray, clip: float | None) -> float:
+    """Return the highest value that deserves its own colour; `values` are on the scale that is drawn."""
+    low, bulk, top = np.quantile(values, [0, 0.95, 1])
+    if clip is not None:
+        return float(min(clip, top))
+    # The tail is cut where a twentieth of the cells would take more than a third of the colours.
+    return float(top if top - low <= 1.5 * (bulk - low) or bulk == low else bulk)
+
+
+def _log_levels(bottom: float, top: float, n_levels: int, clip: float | None) -> np.ndarray:
+    """Return levels in decades, equidistant; an explicit clip is the last of them to the digit."""
+    if top - bottom < 1e-9:
+        return np.array([bottom - 0.05, bottom + 0.05])
+    step = next((step for step in _STEPS if (top - bottom) / step >= n_levels - 2), (top - bottom) / n_levels)
+    if clip is not None and np.isfinite(clip) and top < np.log10(clip) + 1e-12 and top > np.log10(clip) - 1e-12:
+        count = int(np.ceil((top - bottom) / step - 1e-9))
+        return top - step * np.arange(count, -1, -1)
+    first, last = np.floor(bottom / step + 1e-9), np.ceil(top / step - 1e-9)
+    return step * np.arange(first, max(last, first + 1) + 1)
+
+
+def _linear_levels(bottom: float, top: float, n_levels: int, clip: float | None) -> np.ndarray:
+    from matplotlib.ticker import MaxNLocator
+
+    if top - bottom <= 1e-12 * max(abs(top), abs(bottom)):
+        width = 0.05 * (abs(top) or 1.0)
+        return np.array([top - width, top + width])
+    levels = MaxNLocator(nbins=n_levels, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
+    if clip is not None and np.isfinite(clip) and top == clip:
+        return np.append(levels[levels < clip - 1e-9 * abs(clip)], clip)
+    return levels
+
+
+def _noted(levels: np.ndarray, log: bool, lowest: float, highest: float, notes: list[str]) -> Scale:
+    if highest > levels[-1] * (1 + 1e-12 * np.sign(levels[-1])):
+        notes = [*notes, f"clipped at {number(levels[-1])} (max {number(highest)})"]
+    if log and lowest < levels[0] * (1 - 1e-9):
+        notes = [*notes, f"floor {number(levels[0])} (min {number(lowest)})"]
+    return Scale(levels, log, lowest, highest, "; ".join(notes))
+
+
+def number(value: float) -> str:
+    r"""Write a number for a label, as mathtext where it is far from 1.
+
+    Returns
+    -------
+    str
+        Three digits, or a power of ten.
+
+    Examples
+    --------
+    >>> number(0.25), number(10.0), number(1.5e7), number(1e-5)
+    ('0.25', '10', '$1.5\\times10^{7}$', '$10^{-5}$')
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = f"10^{{{int(exponent)}}}"
+    return f"${power}$" if mantissa == "1.0" else f"${mantissa.removesuffix('.0')}\\times{power}$"
