@@ -161,9 +161,14 @@ class Subspace:
         right = torch.tensor(
             [dot(origin_free, displacement) for origin_free in self._axes_of_weights()], dtype=torch.float64
         )
-        # lstsq with a cut-off rather than solve: directions may be parallel, or zero on a subset of the weights.
-        solution = torch.linalg.lstsq(self._gram(), right.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        coordinates = tuple(float(value) for value in solution)
+        # On directions of length 1, or the cut-off would drop a short one beside a long one. With a cut-off, rather
+        # than solve: directions may be parallel, or zero on a subset of the weights.
+        gram = self._gram()
+        lengths = gram.diagonal().sqrt()
+        lengths = torch.where(lengths > 0, lengths, 1.0)
+        cosines, right = gram / lengths.outer(lengths), right / lengths
+        solution = torch.linalg.lstsq(cosines, right.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        coordinates = tuple(float(value) for value in solution / lengths)
         zero = {name: torch.zeros_like(tensor) for name, tensor in displacement.items()}
         inside = move(zero, self._axes_of_weights(), coordinates)
         return coordinates, min(1.0, norm(subtract(displacement, inside)) / length)
