@@ -48,7 +48,7 @@ class Subspace:
     Raises
     ------
     ValueError
-        If there are not one to three directions, or one does not fit the origin.
+        If there are not one to three directions, one does not fit the origin, or the origin holds no weights.
 
     Examples
     --------
@@ -71,15 +71,17 @@ class Subspace:
     ) -> None:
         if not 1 <= len(directions) <= len(AXIS_NAMES):
             raise ValueError(f"{len(directions)} directions given; a subspace has 1, 2 or 3.")
+        if not origin:
+            raise ValueError("the origin has no weights: give a mapping from parameter names to tensors.")
+        if whole := [f"{name} ({tensor.dtype})" for name, tensor in origin.items() if not tensor.is_floating_point()]:
+            raise ValueError(
+                f"the origin holds {', '.join(whole[:5])}; only floating-point tensors can move. Leave the others out."
+            )
         for axis, direction in zip(AXIS_NAMES, directions, strict=False):
             require_fit(direction, origin, what=f"the direction of {axis}", against="the origin")
-        self.origin = {name: tensor.detach().cpu().clone() for name, tensor in origin.items()}
+        self.origin = {name: _copy(tensor, tensor.dtype) for name, tensor in origin.items()}
         self.directions = tuple(
-            {
-                name: direction[name].detach().to(device="cpu", dtype=tensor.dtype, copy=True)
-                for name, tensor in origin.items()
-            }
-            for direction in directions
+            {name: _copy(direction[name], tensor.dtype) for name, tensor in origin.items()} for direction in directions
         )
         self.kind = kind
         self.options = dict(options or {})
@@ -291,6 +293,10 @@ class Subspace:
                 f"{path} was changed after it was written: its id is {subspace.id:.12}, not {about['id']:.12}."
             )
         return subspace
+
+
+def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
 
 
 def require_fit(vector: Params, reference: Params, *, what: str, against: str, extra: Iterable[str] = ()) -> None:
