@@ -68,7 +68,7 @@ def require_match(objective: Objective, subspace: Subspace) -> None:
             f"buffers='interpolate', but this subspace ({subspace.kind}) moves no buffers; interpolate(a, b) makes one "
             "that does. Use buffers='frozen' or 'recompute'."
         )
-    same = all(subspace.origin[name].equal(tensor) for name, tensor in objective.theta.items())
+    same = all(subspace.origin[name].to(tensor).equal(tensor) for name, tensor in objective.theta.items())
     if same or subspace.buffer_names:
         return
     if subspace.kind == "random":
