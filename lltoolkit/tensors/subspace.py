@@ -228,14 +228,26 @@ class Subspace:
         -------
         Path
             The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder does not exist.
+        OSError
+            If the file can't be written.
         """
         path = Path(path)
         tensors = {f"origin/{name}": tensor for name, tensor in self.origin.items()}
         for axis, direction in zip(self.axes, self.directions, strict=True):
             tensors |= {f"{axis}/{name}": tensor for name, tensor in direction.items()}
         about = {"config": self.config, "buffer_names": sorted(self.buffer_names), "id": self.id}
-        metadata = {"lltoolkit.subspace": json.dumps(about)}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        metadata = {"lltoolkit.subspace": json.dumps(about | {"sha256": sha256(tensors)})}
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first.")
+        try:
+            write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        except SafetensorError as error:
+            raise OSError(f"{path} can't be written: {error}") from error
         return path
 
     @classmethod
@@ -266,7 +278,8 @@ class Subspace:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["lltoolkit.subspace"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except KeyError as error:
+                config, digest = about["config"], about["sha256"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} holds no subspace, perhaps the weights of a model. Use a file of Subspace.save."
             ) from error
@@ -274,25 +287,23 @@ class Subspace:
             raise ValueError(
                 f"{path} is damaged or no safetensors file ({error}). Write it again with Subspace.save."
             ) from error
-        config = about["config"]
+        if (found := sha256(tensors)) != digest:  # a random subspace's id does not cover its directions
+            raise ValueError(
+                f"{path} was changed after it was written: its hash is {found:.12}, not {digest:.12}. Use the original."
+            )
         parts: dict[str, Params] = {}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = tensor
         options = {name: value for name, value in config.items() if name not in ("kind", "dims")}
         origin, axes = parts["origin"], AXIS_NAMES[: config["dims"]]
-        subspace = cls(
+        return cls(
             origin,
             [parts[axis] for axis in axes],
             kind=config["kind"],
             options=options,
             buffer_names=about["buffer_names"],
         )
-        if subspace.id != about["id"]:
-            raise ValueError(
-                f"{path} was changed after it was written: its id is {subspace.id:.12}, not {about['id']:.12}."
-            )
-        return subspace
 
 
 def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
