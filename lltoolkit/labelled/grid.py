@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from lltoolkit.errors import did_you_mean
+from lltoolkit.errors import did_you_mean, require_whole
 
 Span: TypeAlias = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 RESOLUTION = {1: 201, 2: 51, 3: 21}  # default points per axis, by the number of axes
@@ -88,8 +88,13 @@ def _by_axis(name: str, value: Any, axes: Sequence[str]) -> dict[str, Any]:
 
 
 def _even(axis: str, span: Any, count: Any) -> np.ndarray:
-    if isinstance(count, bool) or int(count) != count or count < 2:
-        raise ValueError(f"resolution={count!r} for {axis}: at least 2 points are needed.")
+    try:
+        n_points = require_whole("resolution", count, least=2)
+    except ValueError as error:
+        raise ValueError(
+            f"resolution={count!r} for {axis}: give a whole number of at least 2, or a mapping such as "
+            "{'alpha': 31, 'beta': 21}."
+        ) from error
     try:
         low, high = (-float(span), float(span)) if np.ndim(span) == 0 else (float(end) for end in span)
     except (TypeError, ValueError) as error:
@@ -100,7 +105,11 @@ def _even(axis: str, span: Any, count: Any) -> np.ndarray:
         raise ValueError(f"span={span!r} for {axis} has zero length; its two ends must differ.")
     # Rounded to 12 digits of the larger end: 0 is exactly 0, and a finer grid holds the coarser one's points.
     decimals = 12 - math.ceil(math.log10(max(abs(low), abs(high))))
-    return np.round(np.linspace(low, high, int(count)), decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    with np.errstate(all="ignore"):
+        values = np.round(np.linspace(low, high, n_points), decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+        if not (np.diff(values) * np.sign(high - low) > 0).all():
+            raise ValueError(f"span={span!r} for {axis} is too short for {n_points} different points in 12 digits.")
+    return values
 
 
 def _coordinates(axis: str, values: Any) -> np.ndarray:
@@ -115,6 +124,7 @@ def _coordinates(axis: str, values: Any) -> np.ndarray:
     steps = np.diff(array)
     if not ((steps > 0).all() or (steps < 0).all()):
         raise ValueError(f"coords of {axis} must rise or fall throughout; sort them and leave repeated ones out.")
+    array[np.abs(array) < 1e-15 * len(array) * np.abs(array).max()] = 0.0  # what np.arange leaves of a 0
     return array
 
 
