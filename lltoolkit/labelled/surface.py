@@ -37,7 +37,7 @@ def empty_surface(
     """
     shape = tuple(len(values) for values in coords.values())
     variables = {
-        name: (("split", *coords), np.full((len(splits), *shape), np.nan), {"units": units} if "loss" in name else {})
+        name: (("split", *coords), np.full((len(splits), *shape), np.nan), {"units": units} if name == "loss" else {})
         for name in metrics
     }
     variables["status"] = (tuple(coords), np.full(shape, STATUS["missing"], dtype=np.int8), {})
