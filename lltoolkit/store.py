@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lltoolkit.errors import SchemaError, did_you_mean
 from lltoolkit.files import write_atomically
 from lltoolkit.labelled.schema import label, validate
-from lltoolkit.labelled.surface import count_nonfinite, fill_cells, grid_id
+from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
 
 log = logging.getLogger(__name__)
 
@@ -204,12 +204,12 @@ class SurfaceFile:
         surface = open_result(self.path)
         if surface.attrs["kind"] != "surface":
             return surface
-        grid = grid_id(surface)
+        owner = tile_id(surface)
         for tile in sorted(self.folder.glob("*.npz")):
             try:
                 with np.load(tile) as arrays:
                     block = dict(arrays)
-                if str(block.pop("grid")) == grid:  # else left by a run on a coarser grid, which is in the merge
+                if str(block.pop("owner")) == owner:  # else left by a run on a coarser grid, which is in the merge
                     fill_cells(surface, block.pop("cells"), block)
             except Exception as error:
                 log.warning("tile %s can't be read (%s); its cells are computed again", tile, error)
@@ -237,7 +237,7 @@ class SurfaceFile:
         """
         if self._surface is None:
             raise RuntimeError("begin(surface) first.")
-        arrays = {"cells": cells, "grid": np.array(grid_id(self._surface)), **values}
+        arrays = {"cells": cells, "owner": np.array(tile_id(self._surface)), **values}
         path = self.folder / f"{self._n_tiles:06}.npz"
         try:
             write_atomically(path, lambda temporary: np.savez(temporary, **arrays))  # type: ignore[arg-type]

@@ -129,9 +129,11 @@ def count_nonfinite(surface: xr.Dataset) -> dict[str, int]:
     }
 
 
-def grid_id(surface: xr.Dataset) -> str:
-    """Name a grid by its coordinates: a tile belongs to one grid only."""
+def tile_id(surface: xr.Dataset) -> str:
+    """Name what a tile belongs to: one grid of one minimizer, data set, subspace, configuration and loss."""
     digest = hashlib.sha256()
+    for name in ("theta_sha256", "data_sha256", "subspace_id", "config_sha256", "at_minimizer"):
+        digest.update(f"{name}={surface.attrs.get(name, 'none')}|".encode())
     for axis in axes_of(surface):
         digest.update(axis.encode() + surface[axis].values.astype("<f8").tobytes())
     return digest.hexdigest()[:16]
