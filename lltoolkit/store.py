@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lltoolkit.errors import SchemaError, did_you_mean
 from lltoolkit.files import write_atomically
-from lltoolkit.labelled.schema import label, validate
+from lltoolkit.labelled.schema import label, require_plain_attrs, validate
 from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,10 @@ def save_result(dataset: xr.Dataset, path: str | Path) -> Path:
     """
     path = require_writable(path)
     dataset = validate(label(dataset.copy()), source="this Dataset")
+    for name, variable in dataset.variables.items():
+        lists = {key for key, value in variable.attrs.items() if isinstance(value, list | tuple)}  # flag_values
+        plain = {key: value for key, value in variable.attrs.items() if key not in lists}
+        require_plain_attrs(plain, f"variable {name!r} of this Dataset")
     # zlib 1 with shuffle: every ncdump and Panoply reads it, which can't be said of zstd or blosc.
     packed = {"zlib": True, "complevel": 1, "shuffle": True}
     encoding = {name: packed for name, variable in dataset.data_vars.items() if variable.dtype.kind in "fiu"}

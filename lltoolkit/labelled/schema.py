@@ -5,6 +5,7 @@ and refuses what is not a result, before a plot or a resume goes wrong further o
 """
 
 from collections.abc import Hashable, Mapping
+from numbers import Integral
 
 import xarray as xr
 
@@ -112,9 +113,9 @@ def validate(dataset: xr.Dataset, *, source: str = "this Dataset") -> xr.Dataset
         )
     version = dataset.attrs.get("schema_version")
     if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        newer = isinstance(version, Integral) and int(version) > SCHEMA_VERSION  # NumPy's integers come from a file
         raise SchemaError(
-            f"{source} has schema_version {version!r}, this lltoolkit reads {SCHEMA_VERSION}. "
+            f"{source} has schema_version {version}, this lltoolkit reads {SCHEMA_VERSION}. "
             + ("Upgrade lltoolkit." if newer else "Compute it again with this version.")
         )
     needed = list(REQUIRED_ATTRS)
@@ -148,7 +149,8 @@ def require_plain_attrs(attrs: Mapping[Hashable, object], source: str) -> None:
         Naming the attribute and its type.
     """
     for name, value in attrs.items():
-        if isinstance(value, bool) or not (isinstance(value, str | int | float) or hasattr(value, "dtype")):
+        kind = getattr(getattr(value, "dtype", None), "kind", None)  # a number or an array of NumPy, from a file
+        if isinstance(value, bool) or not (isinstance(value, str | int | float) or kind in ("i", "u", "f", "U")):
             raise SchemaError(
                 f"{source}: attribute {name!r} is a {type(value).__name__}; NetCDF keeps str, int and float. "
                 "Use 0 or 1 for a bool, 'none' for None, json.dumps for a dict."
