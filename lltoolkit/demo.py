@@ -3,6 +3,8 @@
 The finding of Li et al. (2018), section 5 and figure 5, in miniature and offline: scikit-learn's 1,797 digits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,9 @@ class Recipe:
     epochs : int
         Passes over the 1,437 training images.
     lr : float
-        First learning rate of the step schedule.
+        First learning rate; it falls to 0 by a cosine.
+    batch_size : int
+        Images per step.
     resolution : int
         Points per axis of both planes, on [-1, 1].
     n_examples : int
@@ -36,12 +40,16 @@ class Recipe:
     model: str
     epochs: int
     lr: float
+    batch_size: int
     resolution: int
     n_examples: int
 
 
-FULL = Recipe(model="resnet32", epochs=20, lr=0.1, resolution=31, n_examples=300)
-QUICK = Recipe(model="resnet20", epochs=8, lr=0.1, resolution=15, n_examples=100)
+# Depth 38 is the deepest at which the network without shortcuts reliably trains on 8x8 images in half a minute (test
+# accuracy 0.975 to 0.981 over three seeds; 44 stays below 0.83), and there the difference is plain. The paper's step
+# schedule at batch 128 is 12 steps an epoch here and leaves that network at 0.80; smaller batches and a cosine don't.
+FULL = Recipe(model="resnet38", epochs=20, lr=0.05, batch_size=64, resolution=31, n_examples=300)
+QUICK = Recipe(model="resnet26", epochs=12, lr=0.05, batch_size=64, resolution=15, n_examples=100)
 
 
 @dataclass(frozen=True)
@@ -76,27 +84,47 @@ def run_demo(out: str | Path, recipe: Recipe = FULL, *, seed: int = 0, progress:
     surfaces: dict[str, xr.Dataset] = {}
     accuracy: dict[str, float] = {}
     paths: list[Path] = []
-    for variant, shortcut in VARIANTS.items():
-        stem = variant.replace(" ", "-")
-        run = ll.zoo.train(
-            recipe.model,
-            data,
-            model_options={"shortcut": shortcut},
-            lr=recipe.lr,
-            epochs=recipe.epochs,
-            seed=seed,
-            out=out / stem,
-            progress=progress,
-        )
-        accuracy[variant] = ll.Objective(run.model, data).at_minimizer()["test", "accuracy"]
-        objective = ll.Objective(run.model, data, n_examples=recipe.n_examples)
-        path = out / f"{stem}.surface.nc"
-        plane = ll.random_subspace(objective, seed=seed)
-        surfaces[variant] = ll.compute_surface(
-            objective, plane, span=1.0, resolution=recipe.resolution, path=path, progress=progress
-        )
-        paths += [run.path, path]
+    with _one_thread():
+        for variant, shortcut in VARIANTS.items():
+            stem = variant.replace(" ", "-")
+            run = ll.zoo.train(
+                recipe.model,
+                data,
+                model_options={"shortcut": shortcut},
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                schedule="cosine",
+                epochs=recipe.epochs,
+                seed=seed,
+                out=out / stem,
+                progress=progress,
+            )
+            accuracy[variant] = ll.Objective(run.model, data).at_minimizer()["test", "accuracy"]
+            objective = ll.Objective(run.model, data, n_examples=recipe.n_examples)
+            path = out / f"{stem}.surface.nc"
+            plane = ll.random_subspace(objective, seed=seed)
+            surfaces[variant] = ll.compute_surface(
+                objective, plane, span=1.0, resolution=recipe.resolution, path=path, progress=progress
+            )
+            paths += [run.path, path]
     return Result((*paths, *draw(surfaces, accuracy, recipe, out)), accuracy)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread for a while.
+
+    On 8x8 images a second thread gains little, and where another program has the second core, the two wait for each
+    other at every layer: measured 20 to 40 times slower.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: Recipe, out: Path) -> tuple[Path, ...]:

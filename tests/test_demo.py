@@ -5,7 +5,7 @@ import pytest
 import lltoolkit as ll
 from lltoolkit.demo import Recipe, run_demo
 
-TINY = Recipe(model="resnet8", epochs=1, lr=0.05, resolution=3, n_examples=10)
+TINY = Recipe(model="resnet8", epochs=1, lr=0.05, batch_size=64, resolution=3, n_examples=10)
 
 
 def test_demo_makes_what_it_says_and_goes_on_after_an_interrupt(tmp_path, monkeypatch):
