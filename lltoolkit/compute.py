@@ -135,10 +135,10 @@ def compute_surface(
         stack.enter_context(_computing(objective, how))
         surface = _prepare(objective, subspace, grid, how, stored, file)
         todo = missing_cells(surface)
+        if file is not None and (len(todo) or file.has_tiles):
+            _keep_subspace(subspace, file.path)
+            file.begin(surface)
         if len(todo):
-            if file is not None:
-                _keep_subspace(subspace, file.path)
-                file.begin(surface)
             _fill(surface, todo, cells, file, progress)
         surface.attrs |= count_nonfinite(surface)
         return surface

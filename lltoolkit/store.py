@@ -185,9 +185,14 @@ class SurfaceFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not any(self.folder.glob("*.npz")):  # nothing in it that a resume would need
+        if not self.has_tiles:  # nothing in it that a resume would need
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether cells are on disk that the last merge lacks."""
+        return any(self.folder.glob("*.npz"))
 
     def load(self) -> xr.Dataset | None:
         """Read the last merge and the tiles after it.
