@@ -182,20 +182,19 @@ def _fill(surface: xr.Dataset, todo: np.ndarray, cells: FlatEngine, file: Surfac
     splits = [str(split) for split in surface["split"].values]
     shape = surface["status"].shape
     axes = [surface[axis].values for axis in surface["status"].dims]
-    tile: list[int] = []
-    values: list[Values] = []
+    tile: list[tuple[int, Values]] = []
     merged = written = time.monotonic()
 
     def keep() -> None:
         if not tile:
             return
-        block = {name: np.array([[value[split, name] for value in values] for split in splits]) for name in names}
+        computed = np.array([cell for cell, _ in tile])
+        block = {name: np.array([[value[split, name] for _, value in tile] for split in splits]) for name in names}
         if file is None:
-            fill_cells(surface, np.array(tile), block)
+            fill_cells(surface, computed, block)
         else:
-            file.add(np.array(tile), block)
+            file.add(computed, block)
         tile.clear()
-        values.clear()
 
     def finish() -> None:
         keep()
@@ -211,8 +210,7 @@ def _fill(surface: xr.Dataset, todo: np.ndarray, cells: FlatEngine, file: Surfac
             for cell in todo:
                 point = [axis[index] for axis, index in zip(axes, np.unravel_index(cell, shape), strict=True)]
                 measured = cells.measure(point)
-                tile.append(int(cell))
-                values.append(measured)
+                tile.append((int(cell), measured))  # at once, whenever an interrupt comes
                 lowest = np.fmin(lowest, measured[splits[0], "loss"])
                 bar.set_postfix_str(f"lowest {splits[0]} loss {lowest:.4g}", refresh=False)
                 bar.update()
