@@ -66,8 +66,9 @@ def compute_surface(
     path : str or Path, optional
         Where to keep the result, ``<name>.surface.nc``. Computed cells are on disk about every second.
     resume : bool
-        True: go on from what `path` holds; a finished surface is returned at once, a finer grid that contains
-        the stored one keeps its cells. False: replace it.
+        True: go on from what `path` holds; a finished surface is returned at once (the minimizer is measured
+        where loss or metrics are functions of yours, which only their values tell apart), a finer grid that
+        contains the stored one keeps its cells. False: replace it.
     engine : {"auto", "flat"}
         How a cell is computed: "flat" writes its weights into one flat buffer.
     progress : bool
@@ -157,9 +158,11 @@ def _prepare(
         stored.sizes.get(axis) == len(values) and np.array_equal(stored[axis].values, values)
         for axis, values in grid.items()
     )
-    if same_grid and not len(missing_cells(stored)):
+    finished = same_grid and not len(missing_cells(stored))
+    if finished and not objective.has_own_functions:
         return stored
-    objective.verify()
+    if not finished:
+        objective.verify()
     minimum = objective.at_minimizer()
     if stored is not None:
         _require_same_minimum(stored, minimum, file.path)

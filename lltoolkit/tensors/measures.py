@@ -183,6 +183,12 @@ class Measures:
         self.count = count
         self.exact: dict[str, bool] = {}
 
+    @property
+    def has_own_functions(self) -> bool:
+        """Whether some function is the caller's, so that its name does not say what it computes."""
+        known = [*LOSSES.values(), *METRICS.values()]
+        return self.count is not None or any(function not in known for function in self.functions.values())
+
     def settle(self, output: Any, target: Any, size: int) -> None:
         """Decide from one small batch what depends on the model: accuracy or not, float64 or not; and try it."""
         if self.choose_metrics and is_classification(output, target):

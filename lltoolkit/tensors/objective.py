@@ -160,6 +160,11 @@ class Objective:
         return sha256(self.network.theta, self.network.buffers)
 
     @property
+    def has_own_functions(self) -> bool:
+        """Whether loss, a metric or `count` is a function of the caller's: only its values tell it from another."""
+        return self._measures.has_own_functions
+
+    @property
     def config(self) -> dict[str, object]:
         """All that decides the measured values beside weights and examples, JSON-able."""
         if isinstance(self.parameters, str) or self.parameters is None:
