@@ -343,7 +343,8 @@ def _require_same_minimum(stored: xr.Dataset, minimum: Values, path: Path) -> No
     there = json.loads(stored.attrs["at_minimizer"])
     for (split, name), value in minimum.items():
         old = there.get(f"{split} {name}", math.nan)
-        if not math.isclose(old, value, rel_tol=1e-5, abs_tol=1e-7):
+        same = math.isclose(old, value, rel_tol=1e-5, abs_tol=1e-7) or (math.isnan(old) and math.isnan(value))
+        if not same:
             raise ResumeMismatch(
                 f"{path} has {name} {old!r} on {split} at the minimizer, this objective gives {value!r}. Is the loss "
                 "another function, or the machine another kind? Use another path, or resume=False to replace it."
