@@ -1,5 +1,6 @@
 """Results on disk: NetCDF files written by tiles and atomic merges, opened and closed at once. Torch-free."""
 
+import errno
 import logging
 import os
 import shutil
@@ -96,9 +97,14 @@ def save_result(dataset: xr.Dataset, path: str | Path) -> Path:
     encoding = {name: packed for name, variable in dataset.data_vars.items() if variable.dtype.kind in "fiu"}
     for variable in dataset.variables.values():
         variable.encoding = {}
-    write_atomically(
-        path, lambda temporary: dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
-    )
+
+    def write(temporary: Path) -> None:
+        try:
+            dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
+        except RuntimeError as error:  # so HDF5 says that the disk is full
+            raise OSError(errno.EIO, f"{error}, a full disk?", str(path)) from error
+
+    write_atomically(path, write)
     return path
 
 
@@ -134,8 +140,10 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.stem}.{os.getpid()}.probe")
-        probe.write_bytes(b"0")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise type(error)(
             error.errno, f"{path} can't be written ({error.strerror}). Choose another path or mend the folder's rights"
@@ -275,7 +283,7 @@ class SurfaceFile:
 
     def _kept(self, error: OSError) -> OSError:
         return type(error)(
-            error.errno,
+            error.errno or errno.EIO,
             f"{self.path} can't be written ({error.strerror or error}). What was computed before is kept in it and in "
-            f"{self.folder.name}/; mend the cause (a full disk?) and call again: it goes on from there",
+            f"{self.folder.name}/; mend the cause and call again: it goes on from there",
         )
