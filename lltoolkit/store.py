@@ -224,7 +224,7 @@ class SurfaceFile:
         owner = tile_id(surface)
         for tile in sorted(self.folder.glob("*.npz")):
             try:
-                with np.load(tile) as arrays:
+                with tile.open("rb") as stream, np.load(stream) as arrays:
                     block = dict(arrays)
                 if str(block.pop("owner")) == owner:  # else left by a run on a coarser grid, which is in the merge
                     fill_cells(surface, block.pop("cells"), block)
