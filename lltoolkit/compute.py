@@ -132,7 +132,7 @@ def compute_surface(
         if stored is not None:
             require_same(stored, identity(objective, subspace), file.path)
             # Batch size and threads show in the last bits: a resumed surface is computed as it was begun.
-            how = {key: stored.attrs[key] for key in how}
+            how = {key: stored.attrs.get(key, value) for key, value in how.items()}
         stack.enter_context(_computing(objective, how))
         surface = _prepare(objective, subspace, grid, how, stored, file)
         todo = missing_cells(surface)
@@ -368,10 +368,13 @@ def _keep_subspace(subspace: Subspace, path: Path) -> None:
 def _computing(objective: Objective, how: Mapping[str, Any]) -> Iterator[None]:
     """Compute with a given batch size and number of threads, and leave both as they were."""
     batch_size, n_threads = objective.batch_size, torch.get_num_threads()
-    objective.batch_size = int(how["batch_size"])
+    other = int(how["batch_size"]) != batch_size
+    if other:
+        objective.set_batch_size(int(how["batch_size"]))
     torch.set_num_threads(int(how["n_threads"]))
     try:
         yield
     finally:
-        objective.batch_size = batch_size
+        if other:
+            objective.set_batch_size(batch_size)
         torch.set_num_threads(n_threads)

@@ -220,6 +220,12 @@ class Objective:
                 self._minimum = self.measure(self.theta)
             return dict(self._minimum)
 
+    def set_batch_size(self, batch_size: int) -> None:
+        """Measure in other batches from now on; values at the minimizer are measured again, in these."""
+        with self.lock:
+            self.batch_size = batch_size
+            self._minimum = None
+
     def measure_current(self) -> Values:
         """Measure the network as its weights and buffers now stand; engines write these first."""
         with self.lock, torch.no_grad(), exact_arithmetic():
