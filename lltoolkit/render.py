@@ -20,7 +20,7 @@ from lltoolkit.files import write_atomically
 from lltoolkit.plots.camera import View, azimuth_behind, fit_view
 from lltoolkit.plots.composite import axis_marks, compose
 from lltoolkit.plots.field import Field, pick_plane
-from lltoolkit.plots.frame import Frame, Track, follow_path, lay_frame
+from lltoolkit.plots.frame import Frame, Track, clear_elevation, follow_path, lay_frame
 from lltoolkit.plots.relief import Relief
 from lltoolkit.plots.renderthread import RenderThread
 from lltoolkit.plots.scale import choose_scale
@@ -101,7 +101,7 @@ def render_surface(
     upsample: bool = True,
     floor: bool = True,
     minimizer: bool = True,
-    elevation: float = 46.0,
+    elevation: float | None = None,
     azimuth: float | None = None,
     size: tuple[int, int] = (1400, 1200),
     cmap: str | None = None,
@@ -129,7 +129,7 @@ def render_surface(
         Mark the origin with a small ball if there is no trajectory.
     elevation, azimuth : float, optional
         Where to look from, in degrees; by default so that alpha runs to the right, or the trajectory starts at the far
-        wall.
+        wall, and as low as the lowest point can still be seen. Give both to compare scenes.
     size : (int, int)
         Width and height in pixels.
     cmap : str, optional
@@ -161,6 +161,8 @@ def render_surface(
         frame = replace(frame, note=f"{frame.note}; {path.n_outside} points of the trajectory lie outside")
     if azimuth is None:
         azimuth = azimuth_behind(path.pieces[0][0], path.pieces[-1][-1]) if path and path.pieces else -60.0
+    if elevation is None:
+        elevation = clear_elevation(frame, relief, azimuth)
     view = (elevation, azimuth)
     return RENDER.run(_build, field, frame, relief, path, view, size, var, upsample, floor, minimizer)
 
@@ -223,12 +225,12 @@ def _mesh(frame: Frame, relief: Relief, var: str) -> pv.PolyData:
     mesh = pv.PolyData.from_regular_faces(frame.place(first, second, height), quads)
     heights = f"log10_{var}" if frame.log else var
     mesh[frame.axes[0]], mesh[frame.axes[1]], mesh[heights] = first, second, height
-    if frame.log:
-        mesh[var] = 10.0**height
     mesh.point_data.active_normals = frame.normals(relief, first, second)
-    if not frame.cut:
-        return mesh  # a spline swings a hair above its highest cell; cutting there would punch a hole
-    return mesh.clip_scalar(scalars=heights, invert=True, value=float(frame.heights(frame.high)))
+    if frame.cut:  # only then: a spline swings a hair above its highest cell, and a cut there would punch a hole
+        mesh = mesh.clip_scalar(scalars=heights, invert=True, value=float(frame.heights(frame.high)))
+    if frame.log:
+        mesh[var] = 10.0 ** mesh[heights]  # after the cut, which interpolates every array in a straight line
+    return mesh
 
 
 def _iso_lines(field: Field, frame: Frame, mesh: pv.PolyData, heights: str) -> pv.PolyData:

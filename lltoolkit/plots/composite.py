@@ -58,8 +58,9 @@ def compose(image: np.ndarray, frame: Frame, marks: list[Mark]) -> PrintFigure:
     image, marks = _without_margins(image, marks)
     height, width = image.shape[:2]
     size = (width / _DPI + _BAR, height / _DPI)
-    with rc_context(page_style(10) | {"savefig.dpi": _DPI}):
+    with rc_context(page_style(10)):
         figure = PrintFigure(figsize=size, dpi=_DPI)
+        figure.print_dpi = _DPI
         picture = figure.add_axes((0, 0, width / _DPI / size[0], 1))
         picture.imshow(image, interpolation="none", aspect="auto")
         picture.set_axis_off()

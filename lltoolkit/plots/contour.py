@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
+    from matplotlib.contour import ContourSet
 
 Form: TypeAlias = Literal["lines", "filled", "heat"]
 FORMS = ("lines", "filled", "heat")
@@ -188,10 +189,37 @@ def _draw_lines(
     if form == "filled":
         style = {"colors": _readable_on(mappable, inside), "alpha": 0.55, "linewidths": 0.45}
     lines = ax.contour(*grid, levels=inside, negative_linestyles="solid", **style)
-    if labels and (chosen := [level for level in inside if level in scale.major()]):
-        texts = ax.clabel(lines, chosen, fmt=number, fontsize="x-small", inline_spacing=2)
+    chosen = [level for level in inside if level in scale.major()]
+    if labels and (places := _label_places(lines, chosen)):
+        texts = ax.clabel(lines, chosen, fmt=number, fontsize="x-small", inline_spacing=2, manual=places)
         for text in texts:
             text.set_alpha(1.0)
+
+
+def _label_places(lines: "ContourSet", chosen: list[float]) -> list[tuple[float, float]]:
+    """Choose points on the longest lines of some levels: away from the border, which would cut them, and each other."""
+    ax = lines.axes
+    across, along = ax.dataLim.intervalx, ax.dataLim.intervaly
+    low, span = np.array([across[0], along[0]]), np.array([np.ptp(across), np.ptp(along)])
+    places: list[np.ndarray] = []
+    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+        if level not in chosen or not len(path.vertices):
+            continue
+        pieces = [(points - low) / span for points in path.to_polygons(closed_only=False)]
+        lengths = [np.linalg.norm(np.diff(piece, axis=0), axis=1).sum() for piece in pieces]
+        for index in np.argsort(lengths)[::-1][:2]:
+            piece = pieces[index]
+            closed = np.array_equal(piece[0], piece[-1])
+            inner = piece if closed else piece[len(piece) // 8 : -len(piece) // 8]
+            inner = inner[((inner > 0.06) & (inner < 0.94)).all(axis=1)]
+            if lengths[index] < 0.3 or not len(inner):
+                continue
+            # As far as it can from those before and from the mark of the minimizer.
+            others = np.array([*places, -low / span])
+            distance = np.linalg.norm(inner[:, None] - others[None], axis=2).min(axis=1)
+            if distance.max() > 0.12:
+                places.append(inner[distance.argmax()])
+    return [tuple((low + place * span).tolist()) for place in places]
 
 
 def _readable_on(mappable: "ScalarMappable", levels: np.ndarray) -> list[str]:
@@ -295,7 +323,7 @@ def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scal
     extend = {} if banded else {"extend": scale.extend}
     bar = figure.colorbar(mappable, label=scale.labelled(label), **place, **ticks, **extend)
     bar.outline.set_linewidth(0.5)
-    bar.ax.yaxis.label.set_linespacing(0.9)
+    bar.ax.yaxis.label.set_linespacing(1.05)
     bar.ax.minorticks_off() if banded else None
     return bar
 

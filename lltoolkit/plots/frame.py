@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from scipy.interpolate import RegularGridInterpolator
 
 from lltoolkit.plots.field import Field, count_cells
 from lltoolkit.plots.relief import Relief, smooth_relief
@@ -72,6 +73,13 @@ class Frame:
         y = (np.asarray(second) - sum(self.second) / 2) * self._stretch(1)
         z = (np.asarray(height) - self.heights(self.low)) * self.steepness
         return np.stack(np.broadcast_arrays(x, y, z), axis=-1)
+
+    def coordinates(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return coordinates and drawn heights of scene points; what `place` does, backwards."""
+        x, y, z = np.moveaxis(points, -1, 0)
+        first = x / self._stretch(0) + sum(self.first) / 2
+        second = y / self._stretch(1) + sum(self.second) / 2
+        return first, second, z / (self.steepness or 1.0) + self.heights(self.low)
 
     def normals(self, relief: Relief, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return unit normals of the relief, shape ``(k, 3)``, from the slopes of its spline."""
@@ -231,3 +239,33 @@ def follow_path(trajectory: xr.Dataset, frame: Frame, relief: Relief) -> Track:
         end=points[-1, :2] if within[-1] else None,
         n_outside=int(np.count_nonzero(~within[::dense])),
     )
+
+
+def clear_elevation(frame: Frame, relief: Relief, azimuth: float) -> float:
+    """Find how high the camera must stand for the lowest point not to hide behind the near wall.
+
+    Parameters
+    ----------
+    frame, relief : Frame, Relief
+        From `lay_frame`.
+    azimuth : float
+        Of the camera, in degrees.
+
+    Returns
+    -------
+    float
+        Degrees, 46 to 66; 66 also where it hides even then.
+    """
+    shown = np.where(relief.hole, np.inf, relief.height)
+    i, j = np.unravel_index(np.argmin(shown), shown.shape)
+    height = np.where(relief.hole | ((relief.height > frame.heights(frame.high)) & frame.cut), -np.inf, relief.height)
+    surface = RegularGridInterpolator((relief.first, relief.second), height, method="nearest", bounds_error=False)
+    foot = frame.place(relief.first[i], relief.second[j], shown[i, j])
+    for elevation in (46.0, 50.0, 54.0, 58.0, 62.0):
+        tilt, turn = np.radians((elevation, azimuth))
+        away = np.array([np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn), np.sin(tilt)])
+        first, second, ray = frame.coordinates(foot + np.linspace(0.05, 3.0, 300)[:, None] * away)
+        wall = surface(np.stack([first, second], axis=-1))
+        if not (np.isfinite(wall) & (wall > ray)).any():
+            return elevation
+    return 66.0

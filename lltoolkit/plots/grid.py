@@ -78,6 +78,7 @@ def plot_grid(
     with rc_context(page_style(size, serif=venue != "slides")):
         panel = (width - 0.8) / n_columns
         fig = PrintFigure(figsize=(width, height or n_rows * (panel + 0.45) + 0.2), layout="compressed")
+        fig.get_layout_engine().set(wspace=0.06, hspace=0.06)
         axes = fig.subplots(n_rows, n_columns, squeeze=False, sharex="col", sharey="row")
         for ax in axes.flat[len(surfaces) :]:
             ax.remove()
@@ -89,7 +90,7 @@ def plot_grid(
             ax.label_outer()
         if any(field.finite.size for field in fields.values()):
             label = next(iter(fields.values())).label
-            add_colorbar(list(shown), mappable, scale, label)
+            add_colorbar(list(shown) if n_rows > 1 else shown[-1], mappable, scale, label)
         if caption:
             lines = {provenance(surface, split) for surface in surfaces.values()}
             fig.supxlabel(" | ".join(sorted(lines)), fontsize=size - 2, color="0.35")

@@ -41,8 +41,11 @@ _UNDATED: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"
 class PrintFigure(Figure):
     """A figure that embeds its fonts and writes the same bytes for the same picture, whenever it is saved.
 
-    It belongs to no window and no pyplot state; notebooks show it when it is the value of a cell.
+    It belongs to no window and no pyplot state; notebooks show it when it is the value of a cell. ``print_dpi`` is
+    the resolution of its pixels where `savefig` is given none.
     """
+
+    print_dpi = 300.0
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
         """Write the figure; arguments as in matplotlib.
@@ -54,6 +57,7 @@ class PrintFigure(Figure):
         **kwargs
             As for ``matplotlib.figure.Figure.savefig``.
         """
+        kwargs.setdefault("dpi", self.print_dpi)
         form = kwargs.get("format") or str(fname).rpartition(".")[2].lower()
         kwargs["metadata"] = {**_UNDATED.get(form, {}), **(kwargs.get("metadata") or {})} or None
         with rc_context(_WRITING):
@@ -163,7 +167,6 @@ def page_style(size: float, serif: bool = True) -> dict[str, Any]:
         "ytick.major.width": 0.6,
         "xtick.minor.width": 0.4,
         "ytick.minor.width": 0.4,
-        "savefig.dpi": 300,
         **_WRITING,
     }
 
