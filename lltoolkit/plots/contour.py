@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import BoundaryNorm
 from matplotlib.ticker import FuncFormatter
+from scipy.spatial import cKDTree
 
 from lltoolkit.errors import require_choice
 from lltoolkit.plots.field import Field, axis_label, count_cells, pick_plane
@@ -201,10 +202,13 @@ def _label_places(lines: "ContourSet", chosen: list[float]) -> list[tuple[float,
     ax = lines.axes
     across, along = ax.dataLim.intervalx, ax.dataLim.intervaly
     low, span = np.array([across[0], along[0]]), np.array([np.ptp(across), np.ptp(along)])
+    paths = lines.get_paths()
     places: list[np.ndarray] = []
-    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+    for level, path in zip(lines.levels, paths, strict=True):
         if level not in chosen or not len(path.vertices):
             continue
+        rest = [(other.vertices - low) / span for other in paths if other is not path and len(other.vertices)]
+        neighbours = cKDTree(np.concatenate(rest)) if rest else None
         pieces = [(points - low) / span for points in path.to_polygons(closed_only=False)]
         lengths = [np.linalg.norm(np.diff(piece, axis=0), axis=1).sum() for piece in pieces]
         for index in np.argsort(lengths)[::-1][:2]:
@@ -212,6 +216,8 @@ def _label_places(lines: "ContourSet", chosen: list[float]) -> list[tuple[float,
             closed = np.array_equal(piece[0], piece[-1])
             inner = piece if closed else piece[len(piece) // 8 : -len(piece) // 8]
             inner = inner[((inner > 0.06) & (inner < 0.94)).all(axis=1)]
+            if neighbours is not None and len(inner):
+                inner = inner[neighbours.query(inner)[0] > 0.02]  # a number across crowded lines cannot be read
             if lengths[index] < 0.3 or not len(inner):
                 continue
             # As far as it can from those before and from the mark of the minimizer.

@@ -10,7 +10,7 @@ from lltoolkit.errors import did_you_mean, require_choice
 from lltoolkit.plots.contour import FORMS, Form, add_colorbar, draw_map, mark_minimizer
 from lltoolkit.plots.field import pick_plane
 from lltoolkit.plots.scale import Levels, choose_scale
-from lltoolkit.plots.style import PrintFigure, page_size, page_style, provenance
+from lltoolkit.plots.style import PrintFigure, page_size, page_style, provenance_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def plot_grid(
     venue: str | tuple[float, float] = "neurips",
     columns: int = 2,
     cmap: str | None = None,
-    caption: bool = False,
+    provenance: bool = False,
 ) -> "Figure":
     """Draw surfaces side by side on the same levels and colours, so that they can be compared.
 
@@ -47,7 +47,7 @@ def plot_grid(
         Panels per row; default all in one row up to four.
     venue, columns
         Size and type, as in `figure`.
-    caption : bool
+    provenance : bool
         Write below how the surfaces were made, as far as they agree.
 
     Returns
@@ -91,7 +91,7 @@ def plot_grid(
         if any(field.finite.size for field in fields.values()):
             label = next(iter(fields.values())).label
             add_colorbar(list(shown) if n_rows > 1 else shown[-1], mappable, scale, label)
-        if caption:
-            lines = {provenance(surface, split) for surface in surfaces.values()}
+        if provenance:
+            lines = {provenance_of(surface, split) for surface in surfaces.values()}
             fig.supxlabel(" | ".join(sorted(lines)), fontsize=size - 2, color="0.35")
     return fig

@@ -185,7 +185,7 @@ def new_axes(projection: str | None = None) -> "Axes":
     return fig.add_subplot(projection=projection)
 
 
-def provenance(surface: xr.Dataset, split: str | None = None) -> str:
+def provenance_of(surface: xr.Dataset, split: str | None = None) -> str:
     """Say in one line how a result was made, for a caption.
 
     Parameters
@@ -202,7 +202,7 @@ def provenance(surface: xr.Dataset, split: str | None = None) -> str:
 
     Examples
     --------
-    >>> provenance(xr.Dataset(attrs={"n_examples": 300, "normalize": "filter", "buffers": "frozen"}), "train")
+    >>> provenance_of(xr.Dataset(attrs={"n_examples": 300, "normalize": "filter", "buffers": "frozen"}), "train")
     '300 train examples; filter-normalized directions; frozen batch-norm statistics'
     """
     attrs = surface.attrs

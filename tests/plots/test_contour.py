@@ -154,7 +154,7 @@ def test_grid_shares_levels_and_colours(surface, rugged):
 
 
 def test_grid_rows_and_caption(surface):
-    fig = plot_grid({str(n): surface for n in range(5)}, n_columns=3, form="heat", caption=True)
+    fig = plot_grid({str(n): surface for n in range(5)}, n_columns=3, form="heat", provenance=True)
     assert fig.get_supxlabel().startswith("300 train examples; filter-normalized")
     assert len(fig.axes) == 6
     fig.canvas.draw()

@@ -2,7 +2,7 @@ import matplotlib as mpl
 import pytest
 
 from lltoolkit.plots import figure
-from lltoolkit.plots.style import VENUES, provenance
+from lltoolkit.plots.style import VENUES, provenance_of
 
 
 @pytest.mark.parametrize("venue", VENUES)
@@ -42,6 +42,6 @@ def test_bad_sizes(venue, columns):
 
 
 def test_provenance_leaves_out_what_is_not_told(surface):
-    assert provenance(surface.assign_attrs(n_examples="none", normalize="none"), "test") == (
+    assert provenance_of(surface.assign_attrs(n_examples="none", normalize="none"), "test") == (
         "test examples; frozen batch-norm statistics"
     )
