@@ -101,6 +101,17 @@ def save_checkpoint(
     ------
     ValueError
         If the state holds something that is no tensor.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save_checkpoint(folder, nn.Linear(2, 1), step=10, epoch=1, loss=0.5)
+    ...     (checkpoint,) = list_checkpoints(folder)
+    ...     sorted(checkpoint.load())
+    ['bias', 'weight']
+    >>> checkpoint.path.name, checkpoint.step, checkpoint.metadata["loss"]
+    ('step_00000010.safetensors', 10, 0.5)
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     stored, aliases = _without_aliases(state)
@@ -188,7 +199,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, cut short or no safetensors file ({error}). "
             "Copy it again from its source, or write it again."
         ) from error
-    return state | {alias: state[name] for alias, name in aliases.items() if name in state}
+    return state | {alias: state[name] for alias, name in aliases.items() if name in state and alias not in state}
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> nn.Module:

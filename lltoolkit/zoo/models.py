@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -210,6 +211,11 @@ def model_names() -> list[str]:
     -------
     list of str
         The zoo's own networks, then torchvision's.
+
+    Examples
+    --------
+    >>> model_names()[:3]
+    ['resnet20', 'resnet32', 'resnet44']
     """
     return [*MODELS, *(name for name in _torchvision_names() if name not in MODELS)]
 
@@ -263,9 +269,10 @@ def build_model(
     """
     require_choice("shortcut", shortcut, SHORTCUTS)
     for option, value in (("width", width), ("n_classes", n_classes), ("in_channels", in_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{option}={value!r}: give a whole number of at least 1.")
-    height, breadth = size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    width, n_classes, in_channels = int(width), int(n_classes), int(in_channels)  # numpy's go into no JSON
+    height, breadth = size = _height_and_width(input_size)
     if min(size) < SMALLEST:
         raise ValueError(
             f"input_size={input_size!r}: images of {height}x{breadth} are below {SMALLEST}x{SMALLEST} pixels."
@@ -292,6 +299,13 @@ def build_model(
         "input_size": height if height == breadth else list(size),
     }
     return model
+
+
+def _height_and_width(size: Size) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(pixels, Integral) for pixels in pair):
+        raise ValueError(f"input_size={size!r}: give a whole number of pixels, or a pair (height, width).")
+    return int(pair[0]), int(pair[1])
 
 
 def _parse(name: str) -> tuple[str, int, tuple[str, ...]]:
@@ -386,6 +400,15 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     ValueError
         If the file is damaged, of another format, or holds weights for another model: then naming every missing,
         extra or misshapen key.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> a, b = (build_model("mlp", in_channels=1, input_size=8) for _ in range(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"state_dict": a.state_dict()}, f"{folder}/a.pt")
+    ...     torch.equal(load_weights(b, f"{folder}/a.pt")[1].weight, a[1].weight)
+    True
     """
     path = Path(path)
     require_choice("the suffix of path", path.suffix, [".safetensors", *TORCH_SUFFIXES])

@@ -86,7 +86,7 @@ class Run:
                 )
             options.pop("initial_sha256", None)
             with torch.random.fork_rng(devices=[]):
-                self._model = self._filled(build_model(**{**options, "input_size": _size(options["input_size"])}))
+                self._model = self._filled(build_model(**options))
         return self._model
 
     def _filled(self, model: nn.Module) -> nn.Module:
@@ -321,10 +321,10 @@ def require_every(every: Every) -> None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module inside of torch.compile or (Distributed)DataParallel, which prefix its names."""
-    for wrapper in ("_orig_mod", "module"):
-        inner = getattr(model, wrapper, None)
-        if isinstance(inner, nn.Module) and len(list(model.children())) == 1:
-            model = inner
+    if type(model).__name__ == "OptimizedModule":  # importing the type would load all of torch._dynamo
+        model = model._orig_mod
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     return model
 
 
@@ -448,7 +448,3 @@ def clear_run(path: Path) -> None:
     old = [path / NOTE, history_of(path), path / "resume.pt"]
     for file in [*old, *folder.glob("step_*.json"), *folder.glob("step_*.safetensors")]:
         file.unlink(missing_ok=True)
-
-
-def _size(size: int | Sequence[int]) -> int | tuple[int, int]:
-    return size if isinstance(size, int) else (size[0], size[1])

@@ -15,6 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -166,8 +167,15 @@ def train(
     require_choice("schedule", schedule, SCHEDULES)
     require_choice("augment", augment, AUGMENTS)
     require_every(every)
+    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
+        _require_count(name, value, least)
     lr = OPTIMIZERS[optimizer] if lr is None else lr
-    _require_numbers(lr, momentum, batch_size, weight_decay, epochs, seed)
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr={lr!r}: give a finite number above 0.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum!r}: give a number in [0, 1).")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay={weight_decay!r}: give a finite number of at least 0.")
     splits = _read(data)
     x, _ = splits["train"]
     if augment == "auto":
@@ -189,14 +197,14 @@ def train(
                 ),
             },
             "optimizer": optimizer,
-            "lr": lr,
-            "momentum": momentum,
-            "batch_size": batch_size,
-            "weight_decay": weight_decay,
-            "epochs": epochs,
+            "lr": float(lr),
+            "momentum": float(momentum),
+            "batch_size": int(batch_size),
+            "weight_decay": float(weight_decay),
+            "epochs": int(epochs),
             "schedule": schedule,
             "augment": augment,
-            "seed": seed,
+            "seed": int(seed),
             "every": every,
             "device": place.type,
         }
@@ -274,7 +282,7 @@ def _fit(
         state.rows.append(row(0, 0, rate, **measured()))
         keep(math.nan)
     with tqdm(
-        total=epochs * n_steps, initial=state.step, desc=attrs["model"], disable=not progress, unit="step"
+        total=epochs * n_steps, initial=state.step, desc=_title(config["model"]), disable=not progress, unit="step"
     ) as bar:
         for epoch in range(state.step // n_steps, epochs):
             model.train()
@@ -371,6 +379,14 @@ def count_steps(n_examples: int, batch_size: int) -> int:
     """Return the number of steps of an epoch; a last batch of a single example is none of its own."""
     alone = batch_size > 1 and n_examples > 1 and n_examples % batch_size == 1
     return math.ceil(n_examples / batch_size) - alone
+
+
+def _title(model: Mapping[str, Any]) -> str:
+    """Name a model so that two progress bars can be told apart: ``resnet38 shortcut=none``."""
+    unusual = [
+        f"{key}={model[key]}" for key, usual in (("shortcut", "A"), ("width", 1)) if model.get(key, usual) != usual
+    ]
+    return " ".join([str(model.get("name", model.get("class"))), *unusual])
 
 
 def _batches(n_examples: int, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
@@ -531,15 +547,6 @@ def _mix(seed: int, what: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"train/{seed}/{what}/{number}".encode()).digest()[:8], "big") >> 1
 
 
-def _require_numbers(lr: float, momentum: float, batch_size: int, weight_decay: float, epochs: int, seed: int) -> None:
-    for name, value in (("batch_size", batch_size), ("epochs", epochs)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r}: give a whole number.")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr={lr!r}: give a finite number above 0.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum!r}: give a number in [0, 1).")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay!r}: give a finite number of at least 0.")
+def _require_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
