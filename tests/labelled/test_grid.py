@@ -34,6 +34,7 @@ def test_a_span_whose_step_hits_0_holds_0_exactly(above, below, tenths):
     step = tenths / 10
     values = make_grid(["alpha"], span=(-below * step, above * step), resolution=below + above + 1)["alpha"]
     assert values[below] == 0
+    assert not np.signbit(values[below])
 
 
 @given(st.floats(0.01, 100), st.integers(2, 20), st.integers(2, 5))

@@ -152,6 +152,12 @@ def test_a_direction_does_not_depend_on_the_layers_beside_it():
     assert torch.equal(whole.directions[0]["2.weight"], part.directions[0]["2.weight"])
 
 
+def test_layers_of_one_shape_have_directions_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    direction = random_subspace(model, normalize="none").directions[0]
+    assert not torch.isclose(direction["0.weight"], direction["1.weight"]).any()
+
+
 def test_torchs_generator_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
