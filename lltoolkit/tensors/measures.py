@@ -189,6 +189,12 @@ class Measures:
         known = [*LOSSES.values(), *METRICS.values()]
         return self.count is not None or any(function not in known for function in self.functions.values())
 
+    def to(self, device: torch.device) -> None:
+        """Move what loss modules hold, class weights for instance, to where the model answers."""
+        for function in self.functions.values():
+            if isinstance(function, nn.Module):
+                function.to(device)
+
     def settle(self, output: Any, target: Any, size: int) -> None:
         """Decide from one small batch what depends on the model: accuracy or not, float64 or not; and try it."""
         if self.choose_metrics and is_classification(output, target):

@@ -143,6 +143,7 @@ class Objective:
                 "buffers='recompute', but the model has no batch norm with running statistics: use 'frozen'."
             )
         self._measures = Measures(loss, metrics, count)
+        self._measures.to(self.device)
         self.units = self._measures.units
         largest_output = self._settle()
         largest_input = max(examples.largest_input() for examples in splits.values())
