@@ -92,11 +92,17 @@ def compute_surface(
     ValueError
         For a bad grid, a subspace of another model, NaN at the minimizer, unknown options.
     ResumeMismatch
-        If `path` holds a result of another minimizer, data set, subspace or configuration.
+        If `path` holds a result of another minimizer, data set, subspace or configuration, or a grid that the one
+        asked for does not contain.
+    SchemaError
+        If `path` holds something else, or a damaged result; only with `resume`.
     NondeterministicObjective
         If two measurements of the minimizer differ.
     OSError
-        If `path` can't be written, before anything is computed where that can be known.
+        If `path` can't be written, before anything is computed where that can be known. On a disk that fills up
+        later, what was computed is kept, and a second call goes on from there.
+    RuntimeError
+        If another process is writing `path`.
 
     References
     ----------
