@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FORMS = ("contour", "filled", "heat", "slice", "surface", "render")
+FORMS = ("filled", "lines", "heat", "slice", "surface", "render")
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -215,7 +215,7 @@ def surface(
 def plot(
     result: Annotated[Path, typer.Argument(help="A .surface.nc file.")],
     out: Annotated[Path | None, typer.Option(help="The figure: .png, .pdf or .svg; default beside the result.")] = None,
-    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; default contour, for a line slice.")] = "",
+    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; default filled, for a line slice.")] = "",
     var: Annotated[str, typer.Option(help="loss, accuracy, ...")] = "loss",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
 ) -> None:
@@ -227,7 +227,7 @@ def plot(
     from lltoolkit.store import open_result
 
     dataset = open_result(result)
-    form = form or ("slice" if len(axes_of(dataset)) == 1 else "contour")
+    form = form or ("slice" if len(axes_of(dataset)) == 1 else "filled")
     require_choice("form", form, FORMS)
     out = out or result.with_name(f"{result.name.removesuffix('.nc').removesuffix('.surface')}.{form}.png")
     if form == "render":
@@ -286,19 +286,16 @@ def describe_file(dataset: "xr.Dataset", path: Path) -> str:
 
 
 def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) -> None:
-    from matplotlib.figure import Figure
-
     from lltoolkit import plots
 
-    figure = Figure(figsize=(5.0, 4.0), layout="constrained")  # no pyplot: no window, no state
-    if form == "slice":
-        plots.plot_slice(dataset, var=var, ax=figure.subplots())
-    elif form == "surface":
-        plots.plot_surface(dataset, var=var, split=split, ax=figure.add_subplot(projection="3d"))
-    else:
-        form = "lines" if form == "contour" else form
-        plots.plot_contour(dataset, var=var, split=split, form=form, ax=figure.subplots())
-    figure.savefig(out, dpi=200)
+    with plots.figure((5.0, 4.0), subplot_kw={"projection": "3d"} if form == "surface" else None) as (figure, ax):
+        if form == "slice":
+            plots.plot_slice(dataset, var=var, ax=ax)
+        elif form == "surface":
+            plots.plot_surface(dataset, var=var, split=split, ax=ax)
+        else:
+            plots.plot_contour(dataset, var=var, split=split, form=form, ax=ax)
+        figure.savefig(out)
 
 
 def _model_options(shortcut: str, width: int) -> dict[str, Any]:

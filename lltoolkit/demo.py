@@ -140,12 +140,15 @@ def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: 
     figure = ll.plot_grid(
         {titles[variant]: surface for variant, surface in surfaces.items()},
         captions={titles[variant]: f"test error {100 * (1 - value):.1f} %" for variant, value in accuracy.items()},
+        provenance=True,
     )
     paths = [out / "contours.png", out / "contours.pdf"]
     for path in paths:
-        figure.savefig(path, dpi=200)
+        figure.savefig(path)
     for variant, surface in surfaces.items():
         path = out / f"{variant.replace(' ', '-')}.png"
-        ll.export_scene(ll.render_surface(surface), path)
+        scene = ll.render_surface(surface, elevation=54, azimuth=-60)  # one camera for both: they are to be compared
+        ll.export_scene(scene, path)
+        scene.close()
         paths.append(path)
     return tuple(paths)

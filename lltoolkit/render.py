@@ -29,7 +29,7 @@ SURFACE = "surface"  # name of the actor whose mesh is the surface
 _SCALES = ("auto", "log", "linear")
 _PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")
 _MESHES = ("vtp", "vtk", "obj", "gltf")
-_SUFFIXES = (*_PICTURES, "html", *_MESHES)
+_SUFFIXES = (*_PICTURES, *_MESHES)
 
 
 RENDER = RenderThread()
@@ -308,7 +308,7 @@ def export_scene(scene: Scene, path: str | Path, *, colorbar: bool = True) -> Pa
         From `render_surface`, not yet closed.
     path : str or Path
         ``.png``, ``.jpg``, ``.pdf``, ``.svg``: the picture from the scene's camera as a finished figure with
-        vector colour bar, axis numbers and notes. ``.html``: a page that turns in any browser, offline.
+        vector colour bar, axis numbers and notes.
         ``.vtp``, ``.vtk``, ``.obj``: the surface alone, for ParaView and others; ``.gltf``: the scene.
         An existing file is replaced.
     colorbar : bool
@@ -325,8 +325,6 @@ def export_scene(scene: Scene, path: str | Path, *, colorbar: bool = True) -> Pa
         If the suffix is unknown or `scene` is no scene of lltoolkit.
     OSError
         If `path` is a folder or its folder is missing or not writable; before anything is drawn.
-    ImportError
-        For ``.html`` without the package trame-pyvista.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -345,8 +343,6 @@ def export_scene(scene: Scene, path: str | Path, *, colorbar: bool = True) -> Pa
             write_atomically(path, compose(image, scene.frame, marks).savefig)
         else:
             write_atomically(path, lambda temporary: _save_pixels(image, temporary))
-    elif kind == "html":
-        _export_html(scene, path)
     else:
         RENDER.run(_export_mesh, scene, path, kind)
     return path
@@ -375,16 +371,6 @@ def _save_pixels(image: np.ndarray, path: Path) -> None:
     from matplotlib.image import imsave
 
     imsave(path, image)
-
-
-def _export_html(scene: Scene, path: Path) -> None:
-    try:
-        trame = RENDER.run(getattr, scene, "trame")
-    except AttributeError:
-        raise ImportError(
-            f"{path}: an HTML page takes the package trame-pyvista. Install it: pip install trame-pyvista"
-        ) from None
-    write_atomically(path, lambda temporary: RENDER.run(trame.export_html, str(temporary)))
 
 
 def _export_mesh(scene: Scene, path: Path, kind: str) -> None:

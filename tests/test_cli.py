@@ -87,18 +87,18 @@ def test_train_then_info_and_plot(tmp_path):
     described = run("info", tmp_path / "m.surface.nc")
     for fact in ("mlp", "25 computed", "train 20 of 1437", "normalize: filter", "theta_sha256"):
         assert fact in described
-    for form in ("contour", "slice", "surface"):
+    for form in ("lines", "slice", "surface"):
         run("plot", tmp_path / "m.surface.nc", "--form", form, "--out", tmp_path / f"{form}.pdf")
         assert (tmp_path / f"{form}.pdf").read_bytes().startswith(b"%PDF")
     run("plot", tmp_path / "m.surface.nc")
-    assert (tmp_path / "m.contour.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "m.filled.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"direction-normalize": "filtr"}, "Did you mean 'filter'"),
-        ({"resolution": "1"}, "at least 2 points"),
+        ({"resolution": "1"}, "of at least 2"),
         ({"resolution": "3,3,3"}, "3 numbers"),
         ({"span": "nan"}, "not finite"),
         ({"span": "wide"}, "give a number S"),

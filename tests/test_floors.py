@@ -12,7 +12,7 @@ import lltoolkit
 PACKAGE = Path(lltoolkit.__file__).parent
 # Lowest first. A module may import from lower floors and from modules above it on its own line.
 FLOORS = [
-    ["lltoolkit", "lltoolkit.errors", "lltoolkit.files"],
+    ["lltoolkit.errors", "lltoolkit.files", "lltoolkit"],
     [
         "lltoolkit.tensors",
         "lltoolkit.tensors.params",

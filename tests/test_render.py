@@ -226,15 +226,6 @@ def test_gltf_and_bare_pixels(scenes, surface, tmp_path):
     assert imread(export_scene(scene, tmp_path / "bare.png", colorbar=False)).shape[:2] == SMALL[::-1]
 
 
-def test_html_needs_its_package_or_works(scenes, surface, tmp_path):
-    scene = scenes(surface)
-    if hasattr(scene, "trame"):
-        assert "<html" in export_scene(scene, tmp_path / "scene.html").read_text()[:2000]
-    else:
-        with pytest.raises(ImportError, match="pip install trame-pyvista"):
-            export_scene(scene, tmp_path / "scene.html")
-
-
 def test_bad_paths_are_told_before_drawing(scenes, surface, tmp_path, monkeypatch):
     scene = scenes(surface)
     monkeypatch.setattr(render, "_photograph", lambda _: pytest.fail("drew before looking at the path"))
