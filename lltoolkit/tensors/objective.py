@@ -229,7 +229,7 @@ class Objective:
 
     def measure_current(self) -> Values:
         """Measure the network as its weights and buffers now stand; engines write these first."""
-        with self.lock, torch.no_grad(), exact_arithmetic():
+        with self.lock, torch.no_grad(), exact_arithmetic(self.device):
             if self.buffers == "recompute":
                 self.network.recompute_buffers(self.examples[self.splits[0]], self.batch_size)
             return {(split, name): value for split in self.splits for name, value in self._measure_split(split).items()}
@@ -255,7 +255,7 @@ class Objective:
     def _settle(self) -> int:
         """Run two examples of each split, so that faults show here and measures settle; size one example's answer."""
         largest = 1
-        with torch.no_grad(), exact_arithmetic():
+        with torch.no_grad(), exact_arithmetic(self.device):
             for split, examples in self.examples.items():
                 batch = examples.take(slice(0, 2))
                 try:
@@ -476,8 +476,8 @@ def _without_cudnn() -> Iterator[None]:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32, bfloat16 and autotuning off for a while: they change float32 results by up to 1e-3."""
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Switch TF32, bfloat16, autocast and autotuning off for a while: they change float32 results by up to 1e-3."""
     backends: Any = torch.backends
     # Reading or setting the old switches raises in newer torch where the user has set the new ones, or "medium".
     places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn] if _HAS_FP32_PRECISION else []
@@ -492,7 +492,8 @@ def exact_arithmetic() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
             backends.cudnn.allow_tf32 = False
         backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         backends.cudnn.benchmark, backends.cudnn.deterministic = tuning
         for place, value in zip(places, before, strict=True):

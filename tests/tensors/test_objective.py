@@ -443,6 +443,15 @@ def test_the_caller_may_change_weights_and_data_afterwards():
     assert_close(objective.at_minimizer(), kept)
 
 
+def test_a_callers_autocast_does_not_show():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = Objective(MLP.model(), MLP.data())
+        measured, slope = inside.at_minimizer(), inside.gradient_norm()
+        assert torch.is_autocast_enabled("cpu")
+    outside = Objective(MLP.model(), MLP.data())
+    assert (measured, slope) == (outside.at_minimizer(), outside.gradient_norm())
+
+
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_torchs_own_precision_switch_is_left_as_it_was(precision):
     before = torch.get_float32_matmul_precision()
