@@ -353,7 +353,7 @@ class Objective:
             In units of the loss per unit of weight: how far from a critical point on these examples. NaN
             where the loss has no gradient.
         """
-        with self.lock, exact_arithmetic(), _without_cudnn():
+        with self.lock, exact_arithmetic(self.device), _without_cudnn():
             self.network.flat.copy_(self.network.flatten(self.theta))
             self.network.write_buffers({})
             examples = self.examples[self.splits[0]]
