@@ -306,10 +306,9 @@ def _model_options(shortcut: str, width: int) -> dict[str, Any]:
 
 def _expectation(objective: "Objective", subspace: "Subspace", **grid: Any) -> str:
     """Tell time and memory of a surface before it is computed, from one cell and the memory that it took."""
-    from lltoolkit.compute import SPANS
-    from lltoolkit.labelled.grid import make_grid
+    from lltoolkit.compute import grid_of
 
-    axes = make_grid(subspace.axes, **grid, default_span=SPANS.get(subspace.kind, 1.0))
+    axes = grid_of(subspace, **grid)
     n_cells = math.prod(len(values) for values in axes.values())
     seconds = objective.seconds_per_cell()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

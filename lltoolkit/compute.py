@@ -24,7 +24,9 @@ from lltoolkit.tensors.subspace import Subspace
 
 TILE_SECONDS = 1.0  # a tile is written about so often: what a kill may cost, and far more than an fsync takes
 MERGE_SECONDS = 30.0  # the merged file that readers open is at most so old
+# Default grids of a kind of subspace, where they differ: the models of an interpolation are grid points of theirs.
 SPANS: dict[str, float | tuple[float, float]] = {"interpolation": (-0.5, 1.5)}
+RESOLUTIONS = {("interpolation", 2): 53}
 SAME = {
     "theta_sha256": "the minimizer (weights or buffers)",
     "data_sha256": "the examples",
@@ -58,7 +60,8 @@ def compute_surface(
         ``s`` for ``(-s, s)``, two ends, or ``{"alpha": ..., "beta": ...}``. Default 1, in units of the
         directions; for `interpolate` (-0.5, 1.5).
     resolution : int or mapping, optional
-        Points per axis. Default 51 for a plane as in Li et al. (2018), 201 for a line, 21 for a volume.
+        Points per axis. Default 51 for a plane as in Li et al. (2018) (53 through three models, which makes them
+        grid points), 201 for a line, 21 for a volume.
     coords : mapping, optional
         ``{"alpha": array, ...}``: the grid by hand; uneven and descending are fine.
     around : xr.Dataset, optional
@@ -118,14 +121,7 @@ def compute_surface(
     {'split': 1, 'alpha': 3, 'beta': 3}
     """
     require_choice("engine", engine, ("auto", "flat"))
-    grid = make_grid(
-        subspace.axes,
-        span=span,
-        resolution=resolution,
-        coords=coords,
-        around=around,
-        default_span=SPANS.get(subspace.kind, 1.0),
-    )
+    grid = grid_of(subspace, span=span, resolution=resolution, coords=coords, around=around)
     cells = FlatEngine(objective, subspace)
     n_cells = math.prod(len(values) for values in grid.values())
     with ExitStack() as stack:
@@ -134,7 +130,7 @@ def compute_surface(
             n_bytes = 2 * n_cells * len(objective.splits) * 8 * 4 + 10**6  # two copies of up to four variables
             file = stack.enter_context(SurfaceFile(require_writable(path, n_bytes)))
             stored = file.load() if resume else None
-        how = {"engine": cells.name, "batch_size": objective.batch_size, "n_threads": torch.get_num_threads()}
+        how = {"engine": cells.name, "batch_size": objective.batch_size, "n_threads": objective.n_threads}
         if stored is not None:
             require_same(stored, identity(objective, subspace), file.path)
             # Batch size and threads show in the last bits: a resumed surface is computed as it was begun.
@@ -149,6 +145,13 @@ def compute_surface(
             _fill(surface, todo, cells, file, progress)
         surface.attrs |= count_nonfinite(surface)
         return surface
+
+
+def grid_of(subspace: Subspace, **options: Any) -> dict[str, np.ndarray]:
+    """Make the grid that `compute_surface` uses for the same options; see `make_grid`."""
+    options["default_span"] = SPANS.get(subspace.kind, 1.0)
+    options["default_resolution"] = RESOLUTIONS.get((subspace.kind, subspace.dims))
+    return make_grid(subspace.axes, **options)
 
 
 def _prepare(
@@ -373,14 +376,9 @@ def _keep_subspace(subspace: Subspace, path: Path) -> None:
 @contextmanager
 def _computing(objective: Objective, how: Mapping[str, Any]) -> Iterator[None]:
     """Compute with a given batch size and number of threads, and leave both as they were."""
-    batch_size, n_threads = objective.batch_size, torch.get_num_threads()
-    other = int(how["batch_size"]) != batch_size
-    if other:
-        objective.set_batch_size(int(how["batch_size"]))
-    torch.set_num_threads(int(how["n_threads"]))
+    before = objective.batch_size, objective.n_threads
+    objective.compute_as(int(how["batch_size"]), int(how["n_threads"]))
     try:
         yield
     finally:
-        if other:
-            objective.set_batch_size(batch_size)
-        torch.set_num_threads(n_threads)
+        objective.compute_as(*before)

@@ -3,8 +3,6 @@
 The finding of Li et al. (2018), section 5 and figure 5, in miniature and offline: scikit-learn's 1,797 digits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +82,9 @@ def run_demo(out: str | Path, recipe: Recipe = FULL, *, seed: int = 0, progress:
     surfaces: dict[str, xr.Dataset] = {}
     accuracy: dict[str, float] = {}
     paths: list[Path] = []
-    with _one_thread():
+    from lltoolkit.tensors.machine import using_threads
+
+    with using_threads(1):  # batches are small, see FLOPS_FOR_THREADS there
         for variant, shortcut in VARIANTS.items():
             stem = variant.replace(" ", "-")
             run = ll.zoo.train(
@@ -108,23 +108,6 @@ def run_demo(out: str | Path, recipe: Recipe = FULL, *, seed: int = 0, progress:
             )
             paths += [run.path, path]
     return Result((*paths, *draw(surfaces, accuracy, recipe, out)), accuracy)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread for a while.
-
-    On 8x8 images a second thread gains little, and where another program has the second core, the two wait for each
-    other at every layer: measured 20 to 40 times slower.
-    """
-    import torch
-
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: Recipe, out: Path) -> tuple[Path, ...]:

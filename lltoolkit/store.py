@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lltoolkit.errors import SchemaError, did_you_mean
 from lltoolkit.files import write_atomically
-from lltoolkit.labelled.schema import label, require_plain_attrs, validate
+from lltoolkit.labelled.schema import axes_of, label, require_plain_attrs, validate
 from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
 
 log = logging.getLogger(__name__)
@@ -221,6 +221,12 @@ class SurfaceFile:
         surface = open_result(self.path)
         if surface.attrs["kind"] != "surface":
             return surface
+        order = ("split", *axes_of(surface))
+        if surface["loss"].dims != order or surface["status"].dims != order[1:]:
+            raise SchemaError(
+                f"{self.path} was saved with its dims in another order, {surface['loss'].dims} instead of {order}: "
+                "tiles don't fit it. Transpose it and save it again, use another path, or resume=False to replace it."
+            )
         owner = tile_id(surface)
         for tile in sorted(self.folder.glob("*.npz")):
             try:

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
+import lltoolkit as ll
 from lltoolkit import (
     NondeterministicObjective,
     Objective,
@@ -28,8 +29,10 @@ from lltoolkit import (
     random_subspace,
     save_result,
 )
+from lltoolkit.compute import grid_of
 from lltoolkit.labelled.schema import OBJECTIVE_ATTRS, REQUIRED_ATTRS, SUBSPACE_ATTRS, validate
 from lltoolkit.labelled.surface import cell_order
+from lltoolkit.tensors.machine import count_flops
 from tests.models import BY_NAME, mlp, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -446,7 +449,7 @@ def test_batch_size_and_threads_of_the_file_are_used_on_resume(tmp_path, monkeyp
     real = compute.FlatEngine.measure
 
     def measure(self, coordinates):
-        used.append((self.objective.batch_size, torch.get_num_threads()))
+        used.append((self.objective.batch_size, self.objective.n_threads))
         return real(self, coordinates)
 
     monkeypatch.setattr(compute.FlatEngine, "measure", measure)
@@ -686,3 +689,38 @@ def test_a_full_disk_is_told_and_a_later_call_goes_on_from_the_cells_before(tmp_
         assert len(measured) == 15 - kept
         assert_same_values(finished, surface_of(*problem()))
     assert sorted(item.name for item in tmp_path.iterdir()) == ["merge.surface.nc", "tile.surface.nc"]
+
+
+def test_default_grids_hold_the_models_of_an_interpolation():
+    models = [torch.nn.Linear(2, 2) for _ in range(3)]
+    for others, points in ((1, [0.0, 1.0]), (2, [0.0, 1.0])):
+        grid = grid_of(ll.interpolate(*models[: others + 1]))
+        for values in grid.values():
+            assert np.isin(points, values).all()
+            assert (values[0], values[-1]) == (-0.5, 1.5)
+
+
+def test_a_file_with_transposed_dims_is_not_filled_with_tiles(tmp_path):
+    objective = ll.Objective(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])))
+    plane = ll.random_subspace(objective)
+    path = tmp_path / "x.surface.nc"
+    surface = ll.compute_surface(objective, plane, resolution={"alpha": 3, "beta": 5}, path=path, progress=False)
+    ll.save_result(surface.transpose("beta", "alpha", "split"), path)
+    with pytest.raises(ll.SchemaError, match="another order"):
+        ll.compute_surface(objective, plane, resolution={"alpha": 3, "beta": 5}, path=path, progress=False)
+
+
+def test_threads_follow_from_the_work_and_are_given_back():
+    seen = []
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    small = ll.Objective(model, (torch.eye(2), torch.tensor([0, 1])))
+    assert small.n_threads == 1
+    small.compute_as(batch_size=1, n_threads=2)
+    flops = count_flops(lambda: torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)(torch.zeros(1, 3, 32, 32)))
+    assert flops == 2 * 3 * 9 * 16 * 32 * 32  # two per multiply-add
+    seen.clear()
+    small.at_minimizer()
+    assert seen == [2, 2]
+    assert torch.get_num_threads() == before

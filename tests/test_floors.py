@@ -15,6 +15,8 @@ FLOORS = [
     ["lltoolkit.errors", "lltoolkit.files", "lltoolkit"],
     [
         "lltoolkit.tensors",
+        "lltoolkit.tensors.seeds",
+        "lltoolkit.tensors.machine",
         "lltoolkit.tensors.params",
         "lltoolkit.tensors.checkpoints",
         "lltoolkit.tensors.examples",

@@ -22,6 +22,7 @@ def make_grid(
     coords: Mapping[str, Any] | None = None,
     around: xr.Dataset | None = None,
     default_span: float | tuple[float, float] = 1.0,
+    default_resolution: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Make the coordinates of each axis from one of `span`, `coords` and `around`.
 
@@ -39,6 +40,8 @@ def make_grid(
         A trajectory with ``alpha(step)``, ...: the grid covers it and the origin, with a margin.
     default_span : float or (float, float)
         Taken where none of the three is given.
+    default_resolution : int, optional
+        Taken with `default_span` where no `resolution` is given.
 
     Returns
     -------
@@ -69,7 +72,9 @@ def make_grid(
         if around is not None
         else _by_axis("span", default_span if span is None else span, axes)
     )
-    counts = _by_axis("resolution", RESOLUTION[len(axes)] if resolution is None else resolution, axes)
+    if resolution is None:
+        resolution = (not given and default_resolution) or RESOLUTION[len(axes)]
+    counts = _by_axis("resolution", resolution, axes)
     return {axis: _even(axis, spans[axis], counts[axis]) for axis in axes}
 
 

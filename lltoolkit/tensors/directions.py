@@ -1,6 +1,5 @@
 """Directions and the subspaces they span: random and filter-normalized, or through other models."""
 
-import hashlib
 import logging
 from typing import Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from lltoolkit.errors import require_choice, require_whole
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.params import Params, buffers_of, filter_norms, parameters_of, subtract
+from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.subspace import AXIS_NAMES, Subspace, require_fit
 
 NORMALIZATIONS = ("filter", "layer", "weight", "none")
@@ -184,9 +184,8 @@ def _buffers(source: Objective | nn.Module) -> Params:
 
 
 def _draw(seed: int, axis: str, name: str, like: Tensor) -> Tensor:
-    stream = int.from_bytes(hashlib.sha256(f"direction/{seed}/{axis}/{name}".encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator(device="cpu").manual_seed(stream)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32).double()
+    drawn = torch.randn(like.shape, generator=generator("direction", seed, axis, name), dtype=torch.float32)
+    return drawn.double()
 
 
 def _scale(raw: Tensor, weights: Tensor, normalize: str, ignore: str) -> Tensor:

@@ -1,6 +1,5 @@
 """The examples that an objective measures on: read once, in a fixed order, kept as tensors."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.utils.data import (
 
 from lltoolkit.errors import require_whole
 from lltoolkit.tensors.params import sha256
+from lltoolkit.tensors.seeds import generator
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 READ_BATCH = 256  # examples collated at a time while a Dataset is read; shows in nothing
@@ -186,8 +186,7 @@ def choose(total: int, wanted: int | None, seed: int, name: str) -> Tensor:
     """Draw `wanted` of `total` positions without replacement; ascending, the same for the same `seed` and `name`."""
     if wanted is None or wanted >= total:
         return torch.arange(total)
-    stream = int.from_bytes(hashlib.sha256(f"examples/{seed}/{name}".encode()).digest()[:8], "big") >> 1
-    return torch.randperm(total, generator=torch.Generator().manual_seed(stream))[:wanted].sort().values
+    return torch.randperm(total, generator=generator("examples", seed, name))[:wanted].sort().values
 
 
 def _read_loader(name: str, loader: DataLoader, wanted: int | None, seed: int) -> Examples:

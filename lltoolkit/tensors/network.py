@@ -1,6 +1,7 @@
 """Network: a private copy of the user's model whose weights live in one flat buffer."""
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lltoolkit.errors import did_you_mean
 from lltoolkit.tensors.examples import Examples, Inputs
 from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, parameters_of, weights_of
+
+log = logging.getLogger(__name__)
 
 
 class Network:
@@ -57,6 +60,11 @@ class Network:
             self._views[name] = groups[name]
             start = stop
         self._live_buffers = {name: t for name, t in self.model.named_buffers() if t.is_floating_point()}
+        if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in self.model.modules()):
+            log.warning(
+                "the model has batch norm without running statistics: it normalizes each batch by itself, so values "
+                "depend on batch_size"
+            )
         self.batch_norms = [
             module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
         ]

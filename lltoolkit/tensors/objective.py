@@ -4,8 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +12,15 @@ from torch import Tensor, nn
 
 from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
 from lltoolkit.tensors.examples import Examples, read_splits
+from lltoolkit.tensors.machine import (
+    count_flops,
+    default_batch_size,
+    default_threads,
+    exact_arithmetic,
+    resolve_device,
+    using_threads,
+    without_cudnn,
+)
 from lltoolkit.tensors.measures import Measure, Measures, require_labels
 from lltoolkit.tensors.network import Network
 from lltoolkit.tensors.params import ParameterFilter, Params, sha256
@@ -22,8 +30,6 @@ Values: TypeAlias = dict[tuple[str, str], float]
 BUFFERS = ("frozen", "interpolate", "recompute")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 REPEAT_TOLERANCE = 1e-6  # two measurements of the same weights may differ by so much, relative or absolute
-
-_HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ class Objective:
         Batch-norm statistics away from the minimizer. "frozen": as the subspace gives them, that is the
         minimizer's (Li et al. 2018 for random planes), or moved along by `interpolate`. "interpolate":
         the same, but a subspace that does not move them is refused. "recompute": estimated anew at
-        every cell from the examples of the first split.
+        every cell from the examples of the first split, in batches of `batch_size` and weighted by their sizes.
     batch_size : int, optional
         Examples per forward pass; by default from the size of an example, see `default_batch_size`.
     device : str
@@ -148,6 +154,9 @@ class Objective:
         largest_output = self._settle()
         largest_input = max(examples.largest_input() for examples in splits.values())
         self.batch_size = batch_size or default_batch_size(largest_input, largest_output, self.device)
+        first = self.examples[self.splits[0]].take(slice(0, 2))
+        flops = count_flops(lambda: self.network(first.inputs)) / first.size
+        self.n_threads = default_threads(flops * min(self.batch_size, max(self.n_examples.values())))
         self._minimum: Values | None = None
 
     @property
@@ -221,15 +230,16 @@ class Objective:
                 self._minimum = self.measure(self.theta)
             return dict(self._minimum)
 
-    def set_batch_size(self, batch_size: int) -> None:
-        """Measure in other batches from now on; values at the minimizer are measured again, in these."""
+    def compute_as(self, batch_size: int, n_threads: int) -> None:
+        """Measure in such batches, with so many threads, from now on; both show in the last bits of a value."""
         with self.lock:
-            self.batch_size = batch_size
-            self._minimum = None
+            if (batch_size, n_threads) != (self.batch_size, self.n_threads):
+                self.batch_size, self.n_threads = batch_size, n_threads
+                self._minimum = None  # to be measured again, in the same way
 
     def measure_current(self) -> Values:
         """Measure the network as its weights and buffers now stand; engines write these first."""
-        with self.lock, torch.no_grad(), exact_arithmetic(self.device):
+        with self.lock, torch.no_grad(), exact_arithmetic(self.device), using_threads(self.n_threads):
             if self.buffers == "recompute":
                 self.network.recompute_buffers(self.examples[self.splits[0]], self.batch_size)
             return {(split, name): value for split in self.splits for name, value in self._measure_split(split).items()}
@@ -353,7 +363,7 @@ class Objective:
             In units of the loss per unit of weight: how far from a critical point on these examples. NaN
             where the loss has no gradient.
         """
-        with self.lock, exact_arithmetic(self.device), _without_cudnn():
+        with self.lock, exact_arithmetic(self.device), without_cudnn():
             self.network.flat.copy_(self.network.flatten(self.theta))
             self.network.write_buffers({})
             examples = self.examples[self.splits[0]]
@@ -401,52 +411,6 @@ def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
     return float((variance * (1 - n / n_total)).sqrt())
 
 
-def default_batch_size(largest_input: int, largest_output: int, device: torch.device) -> int:
-    """Choose the examples per forward pass from sizes alone, never from a clock: a resume must choose the same.
-
-    Parameters
-    ----------
-    largest_input, largest_output : int
-        Numbers in one example's input and in the model's answer to it.
-    device : torch.device
-        A GPU takes sixteen times as many.
-
-    Returns
-    -------
-    int
-        About 64 images of 3x32x32 on a CPU (activations stay in the cache), at most 512, at least 16 unless
-        the answers alone (a language model's logits, in float64) would fill 256 MB.
-    """
-    scale = 16 if device.type == "cuda" else 1
-    by_input = max(16, min(512, 64 * 3 * 32 * 32 // largest_input))
-    by_output = max(1, 2**25 // largest_output)
-    return scale * min(by_input, by_output)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn ``"auto"`` or a name into a device that is there.
-
-    Returns
-    -------
-    torch.device
-        For "auto": the GPU where there is one.
-
-    Raises
-    ------
-    ValueError
-        If the name is none, or there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(1, dtype=torch.float64, device=resolved)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={str(device)!r} can't be used: {reason}. Use 'auto' or 'cpu'.") from error
-    return resolved
-
-
 def model_name(model: nn.Module) -> str:
     """Name a model: as the zoo built it, or by its class."""
     options: Mapping[str, object] | None = getattr(model, "zoo_config", None)
@@ -462,42 +426,3 @@ def sha256_of(splits: Mapping[str, Examples]) -> str:
         name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()
     }
     return sha256(hashes)
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Switch cuDNN off for a while: it has no gradient of recurrent layers in eval mode."""
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = before
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Switch TF32, bfloat16, autocast and autotuning off for a while: they change float32 results by up to 1e-3."""
-    backends: Any = torch.backends
-    # Reading or setting the old switches raises in newer torch where the user has set the new ones, or "medium".
-    places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn] if _HAS_FP32_PRECISION else []
-    places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn] if _HAS_FP32_PRECISION else []
-    before = [place.fp32_precision for place in places]
-    old = None if _HAS_FP32_PRECISION else (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
-    tuning = backends.cudnn.benchmark, backends.cudnn.deterministic
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        if old is not None:
-            torch.set_float32_matmul_precision("highest")
-            backends.cudnn.allow_tf32 = False
-        backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        backends.cudnn.benchmark, backends.cudnn.deterministic = tuning
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
-        if old is not None:
-            torch.set_float32_matmul_precision(old[0])
-            backends.cudnn.allow_tf32 = old[1]
