@@ -1,8 +1,11 @@
 """Writing files so that a reader or a kill at any moment finds the old file or the new one, never half of one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from glob import escape
 from pathlib import Path
+
+_PART = ".{stem}.{owner}.part{suffix}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -18,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         Is given the temporary path and writes the whole file there.
     """
     # Same suffix, since writers such as numpy append their own; a leading dot hides it from listings.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(_PART.format(stem=path.stem, owner=os.getpid(), suffix=path.suffix))
     try:
         write(temporary)
         _fsync(temporary)
@@ -26,6 +29,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> Iterable[Path]:
+    """Find what writers of `path` left beside it when they were killed."""
+    return path.parent.glob(_PART.format(stem=escape(path.stem), owner="*", suffix=escape(path.suffix)))
 
 
 def _fsync(path: Path) -> None:

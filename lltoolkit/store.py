@@ -14,7 +14,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from lltoolkit.errors import SchemaError, did_you_mean
-from lltoolkit.files import write_atomically
+from lltoolkit.files import leftovers, write_atomically
 from lltoolkit.labelled.schema import axes_of, label, require_plain_attrs, validate
 from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
 
@@ -188,6 +188,8 @@ class SurfaceFile:
             raise RuntimeError(
                 f"{self.path} is being written by another process. Wait for it, or use another path."
             ) from error
+        for left in leftovers(self.path):  # of a writer that was killed: with the lock held nobody else's
+            left.unlink()
         return self
 
     def __exit__(

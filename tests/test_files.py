@@ -1,10 +1,12 @@
 """A file is replaced whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from lltoolkit.files import write_atomically
+from lltoolkit.files import leftovers, write_atomically
 
 
 def test_the_new_file_replaces_the_old_one(tmp_path):
@@ -55,3 +57,20 @@ def test_the_data_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
 def test_a_missing_folder_is_the_error_that_shows(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.nc", lambda temporary: temporary.write_text("x"))
+
+
+def test_what_a_killed_writer_left_is_found_by_its_name_alone(tmp_path):
+    path = tmp_path / "a[1].nc"
+    code = f"""
+import os, signal
+from pathlib import Path
+from lltoolkit.files import leftovers, write_atomically
+def write(temporary):
+    temporary.write_text("half of")
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path({str(path)!r}), write)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (tmp_path / ".b.1.part.nc").touch()
+    (left,) = leftovers(path)
+    assert left.read_text() == "half of"
