@@ -1,13 +1,7 @@
-"""A plane as a 3D scene by PyVista: built, drawn and exported in one thread that owns all windows."""
+"""A plane as a 3D scene by PyVista: built, drawn and exported."""
 
-import atexit
-import ctypes
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, wraps
-from inspect import getdoc, getmembers_static, isfunction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,72 +16,14 @@ from lltoolkit.plots.composite import axis_marks, compose
 from lltoolkit.plots.field import Field, pick_plane
 from lltoolkit.plots.frame import Frame, Track, clear_elevation, follow_path, lay_frame
 from lltoolkit.plots.relief import Relief
-from lltoolkit.plots.renderthread import RenderThread
 from lltoolkit.plots.scale import choose_scale
+from lltoolkit.plots.scene import NO_OPENGL, RENDER, Scene, choose_window, require_opengl
 
 SURFACE = "surface"  # name of the actor whose mesh is the surface
 _SCALES = ("auto", "log", "linear")
 _PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")
 _MESHES = ("vtp", "vtk", "obj", "gltf")
 _SUFFIXES = (*_PICTURES, *_MESHES)
-
-
-RENDER = RenderThread()
-
-
-class Scene(pv.Plotter):
-    """A ``pyvista.Plotter`` whose work runs in the render thread, whichever thread calls.
-
-    Methods and properties are those of ``pyvista.Plotter``. ``frame`` says where values lie in the scene.
-    """
-
-    frame: Frame | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        RENDER.run(pv.Plotter.__init__, self, *args, **kwargs)
-
-    def __del__(self) -> None:
-        # Whichever thread drops the last reference; the window must die in its own.
-        if not sys.is_finalizing():
-            RENDER.run_later(pv.Plotter.__del__, self)
-
-
-def _in_render_thread(function: Callable) -> Callable:
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return RENDER.run(function, *args, **kwargs)
-
-    call.__doc__ = _summary(function)
-    return call
-
-
-def _summary(member: object) -> str:
-    # Without PyVista's examples, which doctest would take for ours.
-    return f"{(getdoc(member) or '').partition(chr(10))[0]} As in ``pyvista.Plotter``, in the render thread.".strip()
-
-
-for _name, _member in getmembers_static(pv.Plotter):
-    if _name.startswith("_") or _name in vars(Scene):
-        continue
-    if isfunction(_member):
-        setattr(Scene, _name, _in_render_thread(_member))
-    elif isinstance(_member, property):
-        _parts = (part and _in_render_thread(part) for part in (_member.fget, _member.fset, _member.fdel))
-        setattr(Scene, _name, property(*_parts, doc=_summary(_member)))
-
-
-@atexit.register
-def _close_scenes() -> None:
-    """Close what is open in the thread that made it: an EGL window that dies elsewhere may crash at exit."""
-    if RENDER._thread is not None:
-        RENDER.run(_close_all)
-        RENDER.stop()
-
-
-def _close_all() -> None:
-    for plotter in list((pv.plotting.plotter._ALL_PLOTTERS or {}).values()):
-        if isinstance(plotter, Scene):
-            plotter.close()
 
 
 def render_surface(
@@ -156,7 +92,7 @@ def render_surface(
     field = pick_plane(surface, var, split)
     frame, relief = lay_frame(field, scale=scale, clip=clip, upsample=upsample, cmap=cmap)
     path = None if trajectory is None else follow_path(trajectory, frame, relief)
-    _choose_window()
+    choose_window()
     if path is not None and path.n_outside:
         frame = replace(frame, note=f"{frame.note}; {path.n_outside} points of the trajectory lie outside")
     if azimuth is None:
@@ -180,7 +116,7 @@ def _build(
     minimizer: bool,
 ) -> Scene:
     """Put the scene together; runs in the render thread."""
-    _require_opengl()
+    require_opengl()
     scene = Scene(off_screen=True, window_size=list(size), lighting="none", border=False)
     scene.frame = frame
     scene.set_background("white")
@@ -363,7 +299,7 @@ def _photograph(scene: Scene) -> np.ndarray:
         raise ValueError("this scene is closed; build it again with render_surface and export it before closing.")
     image = np.array(scene.screenshot(return_img=True))
     if image.min() == image.max():
-        raise RuntimeError(f"the renderer gave an empty picture. {_NO_OPENGL}")
+        raise RuntimeError(f"the renderer gave an empty picture. {NO_OPENGL}")
     return image
 
 
@@ -380,53 +316,3 @@ def _export_mesh(scene: Scene, path: Path, kind: str) -> None:
         scene.actors[SURFACE].mapper.dataset.save(path)
     else:
         write_atomically(path, scene.actors[SURFACE].mapper.dataset.save)
-
-
-_NO_OPENGL = (
-    "No OpenGL library works here. On Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6); no "
-    "screen is needed. plot_surface and plot_contour draw without OpenGL."
-)
-
-
-def _choose_window() -> None:
-    """Have VTK open a window without a screen, where there is none; a choice of the user's stays.
-
-    Raises
-    ------
-    RuntimeError
-        If there is neither a screen nor a library that draws without one.
-    """
-    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform != "linux" or screen or "VTK_DEFAULT_OPENGL_WINDOW" in os.environ:
-        return
-    # VTK tries X first, and warns or even crashes without it.
-    for library, window in (("libEGL.so.1", "vtkEGLRenderWindow"), ("libOSMesa.so.8", "vtkOSOpenGLRenderWindow")):
-        if _loads(library):
-            os.environ["VTK_DEFAULT_OPENGL_WINDOW"] = window
-            return
-    raise RuntimeError(_NO_OPENGL)
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-@cache
-def _require_opengl() -> None:
-    """Raise if a window cannot be drawn in, asked once per process; VTK alone would only warn and give no picture.
-
-    Raises
-    ------
-    RuntimeError
-        Naming the packages.
-    """
-    window = pv._vtk.vtkRenderWindow()
-    window.SetOffScreenRendering(1)
-    works = bool(window.SupportsOpenGL())
-    window.Finalize()
-    if not works:
-        raise RuntimeError(_NO_OPENGL)

@@ -13,9 +13,11 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse.linalg import spsolve
 
 from lltoolkit import render
+from lltoolkit.plots import scene as scene_module
 from lltoolkit.plots.field import pick_plane
 from lltoolkit.plots.frame import follow_path, lay_frame
-from lltoolkit.render import RENDER, export_scene, render_surface
+from lltoolkit.plots.scene import RENDER
+from lltoolkit.render import export_scene, render_surface
 from tests.plots.surfaces import make_surface
 
 SMALL = (240, 200)
@@ -287,15 +289,15 @@ def test_what_cannot_be_rendered(surface, change, options, words):
 def test_without_any_opengl_the_packages_are_named(surface, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "VTK_DEFAULT_OPENGL_WINDOW"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(render.sys, "platform", "linux")
-    monkeypatch.setattr(render, "_loads", lambda _: False)
+    monkeypatch.setattr(scene_module.sys, "platform", "linux")
+    monkeypatch.setattr(scene_module, "_loads", lambda _: False)
     with pytest.raises(RuntimeError, match="apt-get install libegl1 libgl1-mesa-dri"):
         render_surface(surface)
 
 
 def test_a_users_choice_of_window_stays(surface, monkeypatch):
     monkeypatch.setenv("VTK_DEFAULT_OPENGL_WINDOW", "mine")
-    render._choose_window()
+    scene_module.choose_window()
     assert os.environ["VTK_DEFAULT_OPENGL_WINDOW"] == "mine"
 
 

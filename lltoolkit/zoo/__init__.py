@@ -4,7 +4,8 @@
 # torchvision, the heavy part, is loaded on first use (zoo/shim.py).
 from lltoolkit.zoo.data import LoadedData, load_data
 from lltoolkit.zoo.models import MODELS, build_model, load_weights, model_names
-from lltoolkit.zoo.recorder import Recorder, Run, open_run
+from lltoolkit.zoo.recorder import Recorder
+from lltoolkit.zoo.runs import Run, open_run
 from lltoolkit.zoo.train import train
 
 __all__ = [

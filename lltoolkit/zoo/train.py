@@ -6,18 +6,13 @@ weights, the optimizer's state and the counters that ``resume.pt`` holds. Bit fo
 threads; a GPU adds up in an order of its own.
 """
 
-import copy
-import hashlib
 import math
-import pickle
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,48 +20,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from lltoolkit.errors import DivergedTraining, ResumeMismatch, require_choice
-from lltoolkit.files import write_atomically
+from lltoolkit.errors import DivergedTraining
 from lltoolkit.tensors.checkpoints import list_checkpoints, save_checkpoint
-from lltoolkit.tensors.examples import read_splits
-from lltoolkit.tensors.measures import require_labels
-from lltoolkit.tensors.params import sha256
-from lltoolkit.zoo.models import build_model
-from lltoolkit.zoo.recorder import (
+from lltoolkit.tensors.machine import resolve_device
+from lltoolkit.tensors.seeds import generator, stream
+from lltoolkit.zoo.prepare import Splits, build_network, describe_data, read_options, read_tensors, require_logits
+from lltoolkit.zoo.recipe import black_of, build_optimizer, choose_augment, crop_and_flip, learning_rate_at
+from lltoolkit.zoo.resume import may_go_on, restore_state, save_state
+from lltoolkit.zoo.runs import (
+    RESUME,
     Every,
     Run,
     checkpoints_of,
     clear_run,
-    describe_model,
     history_attrs,
     open_run,
-    read_note,
-    require_every,
     row,
     save_history,
     write_note,
 )
 
-Splits: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-
-OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # with the default learning rate
-SCHEDULES = ("step", "cosine", "constant")
-AUGMENTS = ("auto", "crop_flip", "none")
-DROPS = ((1, 2), (3, 4), (11, 12))  # of the epochs: 150, 225, 275 of the paper's 300
-PADDING = 4  # pixels on each side before the crop
 TEST_BATCH = 1000  # examples; shows in nothing but memory
-RESUME = "resume.pt"
-
-
-@dataclass
-class _State:
-    """Where a training stands, apart from weights and optimizer."""
-
-    step: int = 0
-    loss_sum: float = 0.0  # over the epoch so far, as are the next two
-    n_right: int = 0
-    n_seen: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -163,65 +137,40 @@ def train(
     >>> dict(run.history.sizes)
     {'split': 2, 'step': 3}
     """
-    require_choice("optimizer", optimizer, OPTIMIZERS)
-    require_choice("schedule", schedule, SCHEDULES)
-    require_choice("augment", augment, AUGMENTS)
-    require_every(every)
-    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
-        _require_count(name, value, least)
-    lr = OPTIMIZERS[optimizer] if lr is None else lr
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr={lr!r}: give a finite number above 0.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum!r}: give a number in [0, 1).")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay!r}: give a finite number of at least 0.")
-    splits = _read(data)
-    x, _ = splits["train"]
-    if augment == "auto":
-        augment = "crop_flip" if x.shape[1:] == (3, 32, 32) else "none"
-    if augment == "crop_flip" and x.ndim != 4:
-        raise ValueError(f"augment='crop_flip' needs images (N, C, H, W), the inputs are {tuple(x.shape)}. Use 'none'.")
-    place = _device(device)
-    cuda = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    options = read_options(
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        schedule=schedule,
+        augment=augment,
+        seed=seed,
+        every=every,
+    )
+    splits = read_tensors(data)
+    images, _ = splits["train"]
+    options["augment"] = choose_augment(augment, images)
+    place = torch.empty(0, device=resolve_device(device)).device  # with the number of the GPU
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         _seed(seed, "weights", 0, place)
-        network, described = _network(model, model_options, data, splits)
-        config = {
-            "model": described,
-            "data": {
-                "name": getattr(data, "name", "given"),
-                "normalize": getattr(data, "normalize", "as given"),
-                "sha256": sha256(
-                    {f"{split}/{part}": t for split, pair in splits.items() for part, t in zip("xy", pair, strict=True)}
-                ),
-            },
-            "optimizer": optimizer,
-            "lr": float(lr),
-            "momentum": float(momentum),
-            "batch_size": int(batch_size),
-            "weight_decay": float(weight_decay),
-            "epochs": int(epochs),
-            "schedule": schedule,
-            "augment": augment,
-            "seed": int(seed),
-            "every": every,
-            "device": place.type,
-        }
+        network, described = build_network(model, model_options, data, splits)
+        config = {"model": described, "data": describe_data(data, splits), **options, "device": place.type}
         network.to(place)
-        on_device = {split: (x.to(place), y.to(place)) for split, (x, y) in splits.items()}
-        _require_fit(network, on_device)
+        splits = {split: (x.to(place), y.to(place)) for split, (x, y) in splits.items()}
+        require_logits(network, splits)
         path = Path(tempfile.mkdtemp(prefix="lltoolkit-run-")) if out is None else Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with FileLock(path / ".lock", timeout=0):
                 if not resume:
                     clear_run(path)
-                if not _may_go_on(path, config):
+                if not may_go_on(path, config):
                     return open_run(path, model=network.cpu())
                 write_note(path, config, finished=False)
-                fill = _black(data, x).to(place) if augment == "crop_flip" else None
-                _fit(network, on_device, config, fill, path, progress)
+                fill = black_of(data, images).to(place) if config["augment"] == "crop_flip" else None
+                _fit(network, splits, config, fill, path, progress)
                 write_note(path, config, finished=True)
                 (path / RESUME).unlink(missing_ok=True)
         except Timeout as error:
@@ -247,9 +196,9 @@ def _fit(
     """Train `model` in place, from the start or from where ``resume.pt`` stands."""
     x, y = splits["train"]
     seed, epochs, every = config["seed"], config["epochs"], config["every"]
-    optimizer = _optimizer(model, config)
+    optimizer = build_optimizer(model, config)
     attrs = history_attrs(model, config)
-    state = _restore(path, model, optimizer)
+    state = restore_state(path, model, optimizer)
     n_steps = count_steps(len(x), config["batch_size"])
 
     def diverged(what: str) -> DivergedTraining:
@@ -266,7 +215,7 @@ def _fit(
         told = {"learning_rate": rate, "loss": loss, "seed": seed}
         save_checkpoint(checkpoints_of(path), model, step=state.step, epoch=state.step // n_steps, **told)
         save_history(path, state.rows, attrs, units="nat")
-        _save(path, model, optimizer, state)
+        save_state(path, model, optimizer, state)
 
     def measured() -> dict[str, dict[str, float]]:
         pairs = {split: _evaluate(model, *splits[split]) for split in splits if split != "train"}
@@ -294,7 +243,7 @@ def _fit(
                 chosen = chosen.to(x.device)
                 inputs, target = x[chosen], y[chosen]
                 if fill is not None:
-                    inputs = crop_and_flip(inputs, fill, _generator(seed, "augment", state.step))
+                    inputs = crop_and_flip(inputs, fill, generator("train", seed, "augment", state.step))
                 logits = model(inputs)
                 loss = functional.cross_entropy(logits, target)
                 if not math.isfinite(value := loss.item()):
@@ -319,78 +268,14 @@ def _fit(
             bar.set_postfix(epoch=epoch + 1, loss=f"{result['loss']['train']:.3f}", **told)
 
 
-def learning_rate_at(step: int, n_steps: int, config: Mapping[str, Any]) -> float:
-    """Return the learning rate of a step.
-
-    Parameters
-    ----------
-    step : int
-        Optimizer steps before it, from 0.
-    n_steps : int
-        Steps of an epoch.
-    config : mapping
-        With ``lr``, ``schedule`` and ``epochs``.
-
-    Returns
-    -------
-    float
-        Not negative.
-    """
-    lr, epochs = config["lr"], config["epochs"]
-    if config["schedule"] == "step":
-        # In whole numbers: 300 * (11 / 12) is not 275 in floating point.
-        return lr / 10 ** sum(step // n_steps * below >= epochs * above for above, below in DROPS)
-    if config["schedule"] == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * step / (epochs * n_steps)))
-    return lr
-
-
-def crop_and_flip(images: Tensor, fill: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to 4 pixels and mirror every second one, at random.
-
-    Parameters
-    ----------
-    images : Tensor
-        Shape ``(B, C, H, W)``; it is not changed.
-    fill : Tensor
-        Shape ``(C,)``: the normalized value of black, which comes in at the borders.
-    generator : torch.Generator
-        On the CPU, so that every device draws the same.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(B, C, H, W)``.
-    """
-    n, channels, height, width = images.shape
-    shifts = torch.randint(2 * PADDING + 1, (2, n, 1), generator=generator).to(images.device)
-    flips = torch.randint(2, (n, 1), generator=generator).bool().to(images.device)
-    padded = fill.view(1, -1, 1, 1).repeat(n, 1, height + 2 * PADDING, width + 2 * PADDING)
-    padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = images
-    rows = shifts[0] + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(n, -1)
-    columns = shifts[1] + torch.where(flips, width - 1 - columns, columns)
-    example = torch.arange(n, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return padded[example, channel, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width)]
-
-
 def count_steps(n_examples: int, batch_size: int) -> int:
     """Return the number of steps of an epoch; a last batch of a single example is none of its own."""
     alone = batch_size > 1 and n_examples > 1 and n_examples % batch_size == 1
     return math.ceil(n_examples / batch_size) - alone
 
 
-def _title(model: Mapping[str, Any]) -> str:
-    """Name a model so that two progress bars can be told apart: ``resnet38 shortcut=none``."""
-    unusual = [
-        f"{key}={model[key]}" for key, usual in (("shortcut", "A"), ("width", 1)) if model.get(key, usual) != usual
-    ]
-    return " ".join([str(model.get("name", model.get("class"))), *unusual])
-
-
 def _batches(n_examples: int, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
-    order = torch.randperm(n_examples, generator=_generator(seed, "order", epoch))
+    order = torch.randperm(n_examples, generator=generator("train", seed, "order", epoch))
     n_steps = count_steps(n_examples, batch_size)
     for step in range(skip, n_steps):
         yield order[step * batch_size : (step + 1) * batch_size if step < n_steps - 1 else n_examples]
@@ -407,146 +292,18 @@ def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return loss / len(y), right / len(y)
 
 
-def _optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.Optimizer:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    lr, momentum, decay = config["lr"], config["momentum"], config["weight_decay"]
-    if config["optimizer"] == "sgd":
-        return torch.optim.SGD(weights, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    kind = torch.optim.Adam if config["optimizer"] == "adam" else torch.optim.AdamW
-    return kind(weights, lr=lr, betas=(momentum, 0.999), weight_decay=decay)
-
-
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
-    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}
-    write_atomically(path / RESUME, lambda temporary: torch.save(content, temporary))
-
-
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-    file = path / RESUME
-    if not file.exists():
-        return _State()
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}). Train anew with resume=False.") from error
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    return _State(**content["state"])
-
-
-def _may_go_on(path: Path, config: Mapping[str, Any]) -> bool:
-    """Tell whether there is something left to train in `path`."""
-    note = read_note(path)
-    if note is None:
-        return True
-    there, here = _flat(note["config"]), _flat(config)
-    if differ := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
-        told = "; ".join(
-            f"{key}: {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} here" for key in differ
-        )
-        raise ResumeMismatch(
-            f"{path} holds a training of another configuration ({told}). Use another out=, or resume=False to "
-            "train anew."
-        )
-    return not note["finished"]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _read(data: Any) -> Splits:
-    splits: Splits = {}
-    for name, examples in read_splits(data, None, 0).items():
-        if not isinstance(examples.inputs, Tensor) or examples.target is None:
-            raise ValueError(
-                f"split {name!r}: train() takes one tensor of inputs and one of labels. For models with several inputs "
-                "write your own loop with ll.Recorder."
-            )
-        x, y = examples.inputs, examples.target
-        splits[name] = (x.float() if x.is_floating_point() else x, y if y.is_floating_point() else y.long())
-    if "train" not in splits:
-        raise ValueError(f"data has the splits {sorted(splits)}; one called 'train' is needed.")
-    return splits
-
-
-def _network(
-    model: str | nn.Module, options: Mapping[str, Any] | None, data: Any, splits: Splits
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Build or copy the model, and describe it for the record."""
-    if isinstance(model, nn.Module):
-        if options:
-            raise ValueError(f"model_options={dict(options)!r} are for a model given by its name, not for a module.")
-        network = copy.deepcopy(model)
-        if not any(weight.requires_grad for weight in network.parameters()):
-            raise ValueError(f"this {type(model).__name__} has no parameter with requires_grad=True: nothing to train.")
-        return network, {**describe_model(network), "initial_sha256": sha256(network.state_dict())}
-    x, _ = splits["train"]
-    if x.ndim != 4:
-        raise ValueError(f"model={model!r} takes images (N, C, H, W), the inputs are {tuple(x.shape)}. Pass a module.")
-    found = {
-        "in_channels": x.shape[1],
-        "input_size": tuple(x.shape[2:]),
-        "n_classes": getattr(data, "n_classes", None) or int(max(y.max() for _, y in splits.values())) + 1,
-    }
-    options = dict(options or {})
-    if unknown := [key for key in options if key not in ("shortcut", "width", *found)]:
-        raise ValueError(
-            f"model_options has {unknown}; allowed are 'shortcut' and 'width', the rest comes from the data."
-        )
-    network = build_model(model, **{**found, **options})
-    return network, dict(network.zoo_config)
-
-
-def _require_fit(model: nn.Module, splits: Splits) -> None:
-    """Run two examples through the model before anything is written."""
-    x, _ = splits["train"]
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(x[:2])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"the model fails on inputs of shape {tuple(x[:2].shape)} and type {x.dtype}: {error}. Build it for these "
-            "data (in_channels, input_size), or pass its name, so that train() does."
-        ) from error
-    for name, (_, y) in splits.items():
-        require_labels(logits, y, f"split {name!r}")
-
-
-def _black(data: Any, x: Tensor) -> Tensor:
-    """Return what black is after normalization, ``(C,)``; 0, the mean colour, where the normalization is not known."""
-    if hasattr(data, "mean") and hasattr(data, "std"):
-        return -data.mean / data.std
-    return torch.zeros(x.shape[1])
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(device)
-
-
-def _generator(seed: int, what: str, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mix(seed, what, number))
-
-
 def _seed(seed: int, what: str, number: int, device: torch.device) -> None:
     """Seed the global numbers of the CPU and of one GPU; the caller has forked them."""
-    torch.default_generator.manual_seed(_mix(seed, what, number))
+    start = stream("train", seed, what, number)
+    torch.default_generator.manual_seed(start)
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(_mix(seed, what, number))
+            torch.cuda.manual_seed(start)
 
 
-def _mix(seed: int, what: str, number: int) -> int:
-    """Make independent streams of one seed: seed + 1 must not be the next step of seed."""
-    return int.from_bytes(hashlib.sha256(f"train/{seed}/{what}/{number}".encode()).digest()[:8], "big") >> 1
-
-
-def _require_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+def _title(model: Mapping[str, Any]) -> str:
+    """Name a model so that two progress bars can be told apart: ``resnet38 shortcut=none``."""
+    unusual = [
+        f"{key}={model[key]}" for key, usual in (("shortcut", "A"), ("width", 1)) if model.get(key, usual) != usual
+    ]
+    return " ".join([str(model.get("name", model.get("class"))), *unusual])

@@ -13,7 +13,8 @@ from torch.nn import functional
 import lltoolkit as ll
 from lltoolkit.errors import DivergedTraining, ResumeMismatch
 from lltoolkit.zoo import build_model, load_data, open_run, train
-from lltoolkit.zoo.train import count_steps, crop_and_flip, learning_rate_at
+from lltoolkit.zoo.recipe import crop_and_flip, learning_rate_at
+from lltoolkit.zoo.train import count_steps
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +264,7 @@ def test_colour_images_are_augmented_by_default_and_others_not(data):
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"weight_decay": -1}, "weight_decay=-1"),
         ({"every": 0}, "every=0"),
+        ({"device": "gpu"}, "device='gpu' can't be used"),
         ({"seed": "a"}, "seed='a'"),
         ({"model_options": {"depth": 3}}, r"model_options has \['depth'\]"),
         ({"model": nn.Linear(3, 2)}, r"the model fails on inputs of shape \(2, 1, 8, 8\)"),
