@@ -82,31 +82,28 @@ def run_demo(out: str | Path, recipe: Recipe = FULL, *, seed: int = 0, progress:
     surfaces: dict[str, xr.Dataset] = {}
     accuracy: dict[str, float] = {}
     paths: list[Path] = []
-    from lltoolkit.tensors.machine import using_threads
-
-    with using_threads(1):  # batches are small, see FLOPS_FOR_THREADS there
-        for variant, shortcut in VARIANTS.items():
-            stem = variant.replace(" ", "-")
-            run = ll.zoo.train(
-                recipe.model,
-                data,
-                model_options={"shortcut": shortcut},
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
-                schedule="cosine",
-                epochs=recipe.epochs,
-                seed=seed,
-                out=out / stem,
-                progress=progress,
-            )
-            accuracy[variant] = ll.Objective(run.model, data).at_minimizer()["test", "accuracy"]
-            objective = ll.Objective(run.model, data, n_examples=recipe.n_examples)
-            path = out / f"{stem}.surface.nc"
-            plane = ll.random_subspace(objective, seed=seed)
-            surfaces[variant] = ll.compute_surface(
-                objective, plane, span=1.0, resolution=recipe.resolution, path=path, progress=progress
-            )
-            paths += [run.path, path]
+    for variant, shortcut in VARIANTS.items():
+        stem = variant.replace(" ", "-")
+        run = ll.zoo.train(
+            recipe.model,
+            data,
+            model_options={"shortcut": shortcut},
+            lr=recipe.lr,
+            batch_size=recipe.batch_size,
+            schedule="cosine",
+            epochs=recipe.epochs,
+            seed=seed,
+            out=out / stem,
+            progress=progress,
+        )
+        accuracy[variant] = float(run.history["accuracy"].sel(split="test")[-1])
+        objective = ll.Objective(run.model, data, n_examples=recipe.n_examples)
+        path = out / f"{stem}.surface.nc"
+        plane = ll.random_subspace(objective, seed=seed)
+        surfaces[variant] = ll.compute_surface(
+            objective, plane, span=1.0, resolution=recipe.resolution, path=path, progress=progress
+        )
+        paths += [run.path, path]
     return Result((*paths, *draw(surfaces, accuracy, recipe, out)), accuracy)
 
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from lltoolkit.errors import DivergedTraining
 from lltoolkit.tensors.checkpoints import list_checkpoints, save_checkpoint
-from lltoolkit.tensors.machine import resolve_device
+from lltoolkit.tensors.machine import count_flops, default_threads, resolve_device, using_threads
 from lltoolkit.tensors.seeds import generator, stream
 from lltoolkit.zoo.prepare import Splits, build_network, describe_data, read_options, read_tensors, require_logits
 from lltoolkit.zoo.recipe import black_of, build_optimizer, choose_augment, crop_and_flip, learning_rate_at
@@ -160,6 +160,8 @@ def train(
         network.to(place)
         splits = {split: (x.to(place), y.to(place)) for split, (x, y) in splits.items()}
         require_logits(network, splits)
+        forward = count_flops(lambda: network(splits["train"][0][:2])) / 2
+        n_threads = default_threads(3 * forward * min(batch_size, len(images)))  # the backward pass is two more
         path = Path(tempfile.mkdtemp(prefix="lltoolkit-run-")) if out is None else Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -170,7 +172,8 @@ def train(
                     return open_run(path, model=network.cpu())
                 write_note(path, config, finished=False)
                 fill = black_of(data, images).to(place) if config["augment"] == "crop_flip" else None
-                _fit(network, splits, config, fill, path, progress)
+                with using_threads(n_threads):
+                    _fit(network, splits, config, fill, path, progress)
                 write_note(path, config, finished=True)
                 (path / RESUME).unlink(missing_ok=True)
         except Timeout as error:
