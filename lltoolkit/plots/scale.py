@@ -130,7 +130,7 @@ def choose_scale(
         al. (2018); ``"auto"``: log for a loss, linear for the rest. An array is taken as it is.
     clip : float, optional
         Highest value to tell apart, in units of the variable; ``inf`` for the highest there is. By default the
-        highest, unless a few cells alone reach far beyond the rest (then the 95th percentile).
+        highest, unless a few cells of a loss reach far beyond the rest (then the 95th percentile).
     n_levels : int
         About how many levels.
 
@@ -158,6 +158,8 @@ def choose_scale(
     if not values.size:
         return Scale(np.array([0.1, 1.0]), kind == "log", np.nan, np.nan)
     lowest, highest = float(values.min()), float(values.max())
+    if clip is None and not all(field.is_loss for field in fields):
+        clip = np.inf  # the minimizer of an accuracy is among its few high cells: only a loss has a tail to cut
 
     if kind == "given":
         # A log colour scale where the levels themselves span decades.

@@ -35,6 +35,14 @@ def test_one_far_cell_is_clipped_and_told(surface):
     assert scale.extend == "max"
 
 
+def test_the_few_high_cells_of_an_accuracy_are_not_cut(surface):
+    surface["accuracy"][:] = 0.1
+    surface["accuracy"][:, 15, 15] = 0.9
+    scale = choose_scale([pick_plane(surface, "accuracy", "train")])
+    assert scale.high >= 0.9
+    assert not scale.note
+
+
 def test_an_explicit_clip_is_the_last_level(surface):
     field = pick_plane(surface, "loss", "train")
     assert choose_scale([field], "log", clip=7.3).high == pytest.approx(7.3, rel=1e-12)
