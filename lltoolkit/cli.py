@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lltoolkit.tensors.objective import Objective
     from lltoolkit.tensors.subspace import Subspace
+    from lltoolkit.zoo.data import LoadedData
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +62,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, OSError, RuntimeError) as error:
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 raise
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {str(error).replace('resume=False', '--no-resume')}", err=True)
             raise typer.Exit(1) from None
 
     return wrapped
@@ -121,6 +122,7 @@ def train(
     schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "step",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on from what the folder holds, or train anew.")] = True,
 ) -> None:
     """Train a network with checkpoints; after Ctrl-C the same command goes on.
 
@@ -142,10 +144,16 @@ def train(
         seed=seed,
         out=out,
         device=device,
+        resume=resume,
     )
     last = run.history.isel(step=-1)
-    figures = ", ".join(f"{name} {float(last[name]):.4f}" for name in last.data_vars if last[name].ndim == 0)
-    typer.echo(f"{run.path}\n{figures}")
+    figures = [
+        f"{part} {name} {float(last[name].sel(split=part)):.4f}"
+        for part in last["split"].values
+        for name in ("loss", "accuracy")
+        if name in last
+    ]
+    typer.echo(f"{run.path}\nepoch {float(last['epoch']):g}: {', '.join(figures)}")
 
 
 @app.command()
@@ -159,7 +167,9 @@ def surface(
     to: Annotated[Path | None, typer.Option(help="Other weights: compute the line to them.")] = None,
     shortcut: Annotated[str, typer.Option(help="Of a ResNet: A, B or none.")] = "A",
     width: Annotated[int, typer.Option(help="Of a ResNet: factor on its channels.")] = 1,
-    normalize: Annotated[str, typer.Option(help="Of the data: default, cifar10, imagenet or none.")] = "default",
+    normalize: Annotated[
+        str | None, typer.Option(help="Of the data: default, cifar10, imagenet or none; as the run's unless given.")
+    ] = None,
     dims: Annotated[int, typer.Option(help="1, 2 or 3 random directions.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
     direction_normalize: Annotated[str, typer.Option(help="filter, layer, weight or none.")] = "filter",
@@ -179,17 +189,20 @@ def surface(
     --resolution 25 --examples 500 --out r56.surface.nc`
     """
     import lltoolkit as ll
+    from lltoolkit.compute import grid_of
+    from lltoolkit.store import require_writable
 
-    if (run is None) == (model is None or weights is None):
+    if (model is None) != (weights is None) or (run is None) == (model is None):
         raise ValueError("give either --run, a folder of `lltoolkit train`, or both --model and --weights.")
+    require_writable(out)  # before the model is measured, which may take long
     if run is not None:
         trained = ll.zoo.open_run(run)
         network = trained.model
-        splits = ll.zoo.load_data(data or trained.config["data"]["name"], normalize=normalize)
+        splits = _data_of(trained.config["data"], data, normalize)
     else:
         if data is None:
             raise ValueError("--data is missing: digits, cifar10, ..., or the path of an .npz.")
-        splits = ll.zoo.load_data(data, normalize=normalize)
+        splits = ll.zoo.load_data(data, normalize=normalize or "default")
         network = ll.zoo.build_model(
             model,
             **_model_options(shortcut, width),
@@ -204,6 +217,7 @@ def surface(
     else:
         subspace = ll.random_subspace(objective, dims=dims, seed=seed, normalize=direction_normalize, ignore=ignore)
     grid = {"span": _numbers("span", span), "resolution": _resolution(resolution, subspace.axes)}
+    grid_of(subspace, **grid)  # a grid that is none shows before anything is measured
     typer.echo(objective.check())
     typer.echo(_expectation(objective, subspace, **grid))
     result = ll.compute_surface(objective, subspace, path=out, resume=resume, **grid)
@@ -217,7 +231,8 @@ def plot(
     out: Annotated[Path | None, typer.Option(help="The figure: .png, .pdf or .svg; default beside the result.")] = None,
     form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; default filled, for a line slice.")] = "",
     var: Annotated[str, typer.Option(help="loss, accuracy, ...")] = "loss",
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    split: Annotated[str, typer.Option(help="train or test; a slice shows all.")] = "train",
+    gamma: Annotated[float, typer.Option(help="Of a volume: the plane nearest to it.")] = 0.0,
 ) -> None:
     """Draw a stored surface; nothing is computed and torch is not needed.
 
@@ -227,9 +242,17 @@ def plot(
     from lltoolkit.store import open_result
 
     dataset = open_result(result)
+    if not axes_of(dataset):
+        raise ValueError(f"{result} holds a {dataset.attrs['kind']}; plot draws a surface, info prints the rest.")
+    if "gamma" in dataset.dims:
+        dataset = dataset.sel(gamma=gamma, method="nearest")
     form = form or ("slice" if len(axes_of(dataset)) == 1 else "filled")
     require_choice("form", form, FORMS)
+    if len(axes_of(dataset)) == 1 and form != "slice":
+        raise ValueError(f"--form {form} takes a surface of two axes or more; a line is drawn by --form slice.")
     out = out or result.with_name(f"{result.name.removesuffix('.nc').removesuffix('.surface')}.{form}.png")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist; make it first.")
     if form == "render":
         from lltoolkit.render import export_scene, render_surface
 
@@ -296,6 +319,25 @@ def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) 
         else:
             plots.plot_contour(dataset, var=var, split=split, form=form, ax=ax)
         figure.savefig(out)
+
+
+def _data_of(about: dict[str, Any], data: str | None, normalize: str | None) -> "LoadedData":
+    """Load what a run was trained on, normalized as then."""
+    from lltoolkit.zoo.data import NAMES, NORMALIZATIONS, load_data
+
+    name = data or about["name"]
+    if data is None and name not in NAMES:
+        raise ValueError(f"--data is missing: the run was trained on {name!r}, which is no data set with a name here.")
+    if normalize is not None:
+        return load_data(name, normalize=normalize)
+    told = about["normalize"]
+    loaded = load_data(name, normalize=told if told in NORMALIZATIONS else "default")
+    if loaded.normalize != told:
+        raise ValueError(
+            f"--normalize is missing: the run's data were normalized by {told}, those of {name!r} would be by "
+            f"{loaded.normalize}."
+        )
+    return loaded
 
 
 def _model_options(shortcut: str, width: int) -> dict[str, Any]:

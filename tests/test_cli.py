@@ -94,6 +94,34 @@ def test_train_then_info_and_plot(tmp_path):
     assert (tmp_path / "m.filled.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_surface_of_a_run_takes_its_normalization(tmp_path):
+    args = ["--epochs", 1, "--normalize", "none", "--out", tmp_path / "run"]
+    assert "epoch 1: train loss" in run("train", "mlp", *args)
+    assert "accuracy" in run("train", "mlp", *args, "--no-resume")
+    out = tmp_path / "r.surface.nc"
+    run("surface", "--run", tmp_path / "run", "--examples", 10, "--resolution", 3, "--out", out)
+    assert ll.open_result(out).attrs["data_normalize"] == "none"
+    assert "holds a history" in run("plot", tmp_path / "run" / "run.history.nc", code=1)
+
+
+def test_a_run_on_data_of_no_name_asks_for_them(folder, tmp_path):
+    data = ll.zoo.load_data(folder / "data.npz", normalize=(0.5, 0.25))
+    ll.zoo.train("mlp", data, epochs=1, out=tmp_path / "run")
+    args = ["surface", "--run", tmp_path / "run", "--resolution", 3, "--out", tmp_path / "r.surface.nc"]
+    assert "--data is missing" in run(*args, code=1)
+    assert "--normalize is missing" in run(*args, "--data", folder / "data.npz", code=1)
+    run(*args, "--data", folder / "data.npz", "--normalize", "default")
+
+
+def test_a_volume_is_drawn_at_a_plane_and_a_line_as_a_slice(folder, tmp_path):
+    run(*surface_args(folder, tmp_path / "v.surface.nc", dims=3, resolution=3))
+    run("plot", tmp_path / "v.surface.nc", "--gamma", 1)
+    assert (tmp_path / "v.filled.png").exists()
+    run(*surface_args(folder, tmp_path / "l.surface.nc", dims=1, resolution=3))
+    assert "--form slice" in run("plot", tmp_path / "l.surface.nc", "--form", "render", code=1)
+    assert "make it first" in run("plot", tmp_path / "l.surface.nc", "--out", tmp_path / "no" / "l.png", code=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -122,6 +150,7 @@ def test_a_file_of_other_weights_is_refused_and_kept(folder, tmp_path):
     before = out.read_bytes()
     output = run(*surface_args(folder, out, resolution=3, weights=folder / "w1.pt"), code=1)
     assert "the minimizer (weights or buffers)" in output
+    assert "--no-resume" in output
     assert out.read_bytes() == before
 
 

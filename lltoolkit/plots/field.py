@@ -78,6 +78,8 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
     """
     array = pick_variable(surface, var, split)
     axes = axes_of(surface)
+    if surface.attrs.get("kind", "surface") != "surface" and not axes:
+        raise ValueError(f"this is a {surface.attrs['kind']}, not a surface; open a file NAME.surface.nc.")
     if len(axes) != 2:
         raise ValueError(
             f"this surface runs over {', '.join(axes) or 'no axis'}; a picture of a plane takes two axes. "

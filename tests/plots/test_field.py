@@ -36,6 +36,11 @@ def test_what_cannot_be_drawn(surface, change, var, split, words):
         pick_plane(change(surface), var, split)
 
 
+def test_another_kind_of_result_is_named():
+    with pytest.raises(ValueError, match="this is a history"):
+        pick_plane(xr.Dataset({"loss": ("step", [1.0])}, attrs={"kind": "history"}), "loss", "train")
+
+
 def test_no_dataset():
     with pytest.raises(TypeError, match="open_result"):
         pick_plane("a.nc", "loss", "train")
