@@ -6,6 +6,8 @@ There is one engine so far, "flat": the weights of a cell are written into one f
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from lltoolkit.tensors.objective import Objective, Values
 from lltoolkit.tensors.params import move
 from lltoolkit.tensors.subspace import Subspace, require_fit
@@ -68,7 +70,7 @@ def require_match(objective: Objective, subspace: Subspace) -> None:
             f"buffers='interpolate', but this subspace ({subspace.kind}) moves no buffers; interpolate(a, b) makes one "
             "that does. Use buffers='frozen' or 'recompute'."
         )
-    same = all(subspace.origin[name].to(tensor).equal(tensor) for name, tensor in objective.theta.items())
+    same = all(_equal(subspace.origin[name].to(tensor), tensor) for name, tensor in objective.theta.items())
     if same or subspace.buffer_names:
         return
     if subspace.kind == "random":
@@ -82,3 +84,7 @@ def require_match(objective: Objective, subspace: Subspace) -> None:
             "batch-norm statistics belong to them. Use an objective of the origin's model, interpolate(a, b) with "
             "buffers='interpolate', or buffers='recompute'."
         )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())  # a minimizer with NaN has its own message

@@ -85,7 +85,9 @@ class Examples:
 
     def shapes(self) -> str:
         """Describe the inputs of one example for an error message."""
-        leaves = self.inputs.items() if isinstance(self.inputs, dict) else enumerate(_leaves(self.inputs))
+        if isinstance(self.inputs, Tensor):
+            return f"{tuple(self.inputs.shape)} {self.inputs.dtype}"
+        leaves = self.inputs.items() if isinstance(self.inputs, dict) else enumerate(self.inputs)
         return ", ".join(f"{name}: {tuple(leaf.shape)} {leaf.dtype}" for name, leaf in leaves)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":

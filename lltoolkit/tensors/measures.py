@@ -113,10 +113,10 @@ def is_classification(output: Any, target: Any) -> bool:
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         return False
     try:
-        class_axis_second(logits_of(output), target)
+        logits = class_axis_second(logits_of(output), target)
     except ValueError:
         return False
-    return True
+    return logits.shape[1] > 1  # the class of a single logit is a matter of its sign, which argmax does not see
 
 
 def require_labels(output: Any, target: Tensor, where: str) -> None:
@@ -128,7 +128,10 @@ def require_labels(output: Any, target: Tensor, where: str) -> None:
         With the range found and the range allowed.
     """
     if target.is_floating_point():
-        raise ValueError(f"{where}: the labels are {target.dtype}; class labels are whole numbers (torch.long).")
+        raise ValueError(
+            f"{where}: the labels are {target.dtype}; class labels are whole numbers (torch.long). For a "
+            "regression use loss='mse'; for soft labels pass a loss of your own."
+        )
     n_classes = class_axis_second(logits_of(output), target[: len(logits_of(output))]).shape[1]
     counted = target if target.ndim == 1 else target[target != IGNORED]
     low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
@@ -194,6 +197,11 @@ class Measures:
         for function in self.functions.values():
             if isinstance(function, nn.Module):
                 function.to(device)
+
+    def leave_accuracy_out(self) -> None:
+        """Choose no accuracy, also where a split before had labels for one."""
+        self.choose_metrics = False
+        self.functions.pop("accuracy", None)
 
     def settle(self, output: Any, target: Any, size: int) -> None:
         """Decide from one small batch what depends on the model: accuracy or not, float64 or not; and try it."""

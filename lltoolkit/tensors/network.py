@@ -40,6 +40,8 @@ class Network:
         Shape ``(n_weights,)``, on `device`: the weights as they now stand.
     n_params : int
         Number of floating-point parameters of the whole model, each tied weight once.
+    was_half : bool
+        Whether some parameters came with fewer than 32 bits.
     """
 
     def __init__(self, model: nn.Module, parameters: ParameterFilter, device: torch.device, dtype: torch.dtype) -> None:
@@ -47,6 +49,7 @@ class Network:
         self.theta = {name: tensor.to(dtype) for name, tensor in parameters_of(model, chosen).items()}
         self.buffers = {name: tensor.to(dtype) for name, tensor in buffers_of(model).items()}
         self.n_params = sum(group[0].numel() for group in weights_of(model).values())
+        self.was_half = any(p.is_floating_point() and p.itemsize < 4 for p in model.parameters())
         self.device = device
         self.model = _copy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
         groups = _twins(model, self.model)

@@ -21,7 +21,7 @@ from lltoolkit.tensors.machine import (
     using_threads,
     without_cudnn,
 )
-from lltoolkit.tensors.measures import Measure, Measures, require_labels
+from lltoolkit.tensors.measures import LOSSES, Measure, Measures, is_classification, require_labels
 from lltoolkit.tensors.network import Network
 from lltoolkit.tensors.params import ParameterFilter, Params, sha256
 from lltoolkit.tensors.subspace import require_fit
@@ -271,13 +271,17 @@ class Objective:
                 try:
                     output = self.network(batch.inputs)
                 except Exception as error:
+                    lifted = (
+                        f" Its half-precision weights are lifted to {self.dtype}: where forward casts to half, let it "
+                        "cast to the dtype of its weights."
+                    )
                     raise ValueError(
                         f"the model ({self.model_name}) fails on the inputs of split {split!r} ({examples.shapes()}) "
-                        f"with {type(error).__name__}: {error}"
+                        f"with {type(error).__name__}: {error}. Give them as its forward takes them; whole numbers "
+                        f"stay as they are, others become {self.dtype}.{lifted if self.network.was_half else ''}"
                     ) from error
+                self._check_target(split, output, examples)
                 try:
-                    if self._measures.loss_name == "cross_entropy" and examples.target is not None:
-                        require_labels(output, examples.target, f"split {split!r}")
                     self._measures.settle(output, batch.answer, batch.size)
                 except Exception as error:
                     raise ValueError(
@@ -288,6 +292,23 @@ class Objective:
                 if isinstance(answer, Tensor) and answer.ndim:
                     largest = max(largest, answer[0].numel())
         return largest
+
+    def _check_target(self, split: str, output: Any, examples: Examples) -> None:
+        name, target = self._measures.loss_name, examples.target
+        if target is None and name in LOSSES:
+            raise ValueError(
+                f"loss={name!r} needs a target, and split {split!r} is one batch dict ({examples.shapes()}) that goes "
+                "to the model as a whole. Give (inputs, target), where inputs may be a dict, or a loss of your own, "
+                "for instance loss=lambda output, batch: output.loss."
+            )
+        if target is not None and name == "cross_entropy":
+            require_labels(output, target, f"split {split!r}")
+        elif target is not None and self._measures.choose_metrics and is_classification(output, target[:2]):
+            try:
+                require_labels(output, target, f"split {split!r}")
+            except ValueError as error:  # a loss with an ignore_index of its own, for instance
+                log.warning("accuracy is left out, since it would count what is no class as wrong: %s", error)
+                self._measures.leave_accuracy_out()
 
     def verify(self) -> None:
         """Measure the minimizer a second time and compare, before a grid is trusted to this objective.
@@ -302,9 +323,13 @@ class Objective:
         first = self.at_minimizer()
         for (split, name), value in first.items():
             if not math.isfinite(value) and not name.endswith("_se"):  # of a single example the error is not known
+                own = self.network.theta | self.network.buffers
+                broken = [name for name, tensor in own.items() if not tensor.isfinite().all()]
                 raise ValueError(
-                    f"{name} on {split} is {value} at the minimizer itself. Look at the model: are the weights loaded, "
-                    "the inputs finite and normalized as in training, the logits within float32?"
+                    f"{name} on {split} is {value} at the minimizer itself. "
+                    + (f"The model holds NaN or inf in {', '.join(broken[:5])}. " if broken else "")
+                    + "Look at the model: are the weights loaded, the inputs finite and normalized as in training, the "
+                    f"logits within {self.dtype}?"
                 )
         second = self.measure(self.theta)
         for key, value in first.items():

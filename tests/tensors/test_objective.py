@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lltoolkit import NondeterministicObjective, Objective
+from lltoolkit import NondeterministicObjective, Objective, compute_surface, random_subspace
 from tests.models import BY_NAME, ConvNet, mlp, seeded
 
 MLP = BY_NAME["mlp"]
@@ -300,6 +300,24 @@ def test_accuracy_is_dropped_where_the_task_is_no_classification():
     assert {name for _, name in Objective(case.model(), case.data(), loss="mse").at_minimizer()} == {"loss"}
 
 
+def test_a_single_logit_has_no_accuracy_by_argmax():
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, 1, 0, 1, 0])
+
+    def loss(output, target):
+        return functional.binary_cross_entropy_with_logits(output[:, 0], target.double(), reduction="none")
+
+    assert {name for _, name in Objective(nn.Linear(5, 1), (x, y), loss=loss).at_minimizer()} == {"loss"}
+
+
+def test_accuracy_is_left_out_where_some_labels_are_no_class(caplog):
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 255])
+    data = {"train": (x, y.clamp_max(2)), "test": (x, y)}
+    objective = Objective(nn.Linear(5, 3), data, loss=nn.CrossEntropyLoss(ignore_index=255))
+    assert {name for _, name in objective.at_minimizer()} == {"loss"}
+    assert "accuracy is left out" in caplog.text
+    assert "from 0 to 255" in caplog.text
+
+
 def test_whole_number_labels_of_any_width_are_one():
     model, (x, y) = MLP.model(), MLP.data()["train"]
     long = Objective(model, (x, y)).at_minimizer()
@@ -499,8 +517,12 @@ def test_nan_at_the_minimizer_is_refused_with_the_split():
     model = MLP.model()
     with torch.no_grad():
         model[0].weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"loss on train is nan at the minimizer.*weights loaded"):
-        Objective(model, MLP.data()).verify()
+    objective = Objective(model, MLP.data())
+    message = r"loss on train is nan at the minimizer.*NaN or inf in 0\.weight\..*weights loaded"
+    with pytest.raises(ValueError, match=message):
+        objective.verify()
+    with pytest.raises(ValueError, match=message):
+        compute_surface(objective, random_subspace(objective), resolution=3, progress=False)
 
 
 def test_check_reports_what_was_measured():
@@ -526,7 +548,7 @@ def test_check_reports_what_was_measured():
         ({"dtype": "float16"}, r"dtype='float16' is not one of 'float32', 'float64'"),
         ({"batch_size": 0}, r"batch_size=0.*at least 1"),
         ({"batch_size": 2.5}, r"batch_size=2\.5.*whole number"),
-        ({"device": "gpu"}, r"device='gpu' can't be used"),
+        ({"device": "gpu"}, r"device='gpu' can't be used: there is no such kind.*'cuda'"),
         ({"n_examples": 0}, r"n_examples=0.*at least 1"),
         ({"n_examples": 2.5}, r"n_examples=2\.5.*whole number"),
         ({"n_examples": {"trian": 3}}, r"n_examples names \['trian'\].*\['test', 'train'\]"),
@@ -563,12 +585,31 @@ def test_inputs_that_do_not_fit_the_model_are_named():
         (torch.tensor([0, 3, 1]), r"labels run from 0 to 3, the model has 3 classes, so 0 to 2"),
         (torch.tensor([0, -1, 1]), r"labels run from -1 to 1"),
         (torch.tensor([0.0, 1.0, 1.0]), r"labels are torch.float32; class labels are whole numbers"),
+        (torch.rand(3), r"^split 'test': the labels are torch.float32.*loss='mse'"),
         (torch.zeros(3, 2, dtype=torch.long), r"logits \(2, 3\) do not fit the target"),
     ],
 )
 def test_labels_out_of_range_are_named_with_the_range(labels, message):
     with pytest.raises(ValueError, match=message):
         Objective(MLP.model(), {"train": MLP.data()["train"], "test": (torch.randn(3, 5), labels)})
+
+
+def test_a_batch_dict_without_a_loss_of_ones_own_is_told_the_ways_out():
+    batch = {"input": torch.randn(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    model = nn.Module()
+    model.linear = nn.Linear(5, 3)
+    model.forward = lambda input, labels: model.linear(input)
+    with pytest.raises(ValueError, match=r"loss='cross_entropy' needs a target.*labels: \(4,\).*output.loss"):
+        Objective(model, batch)
+
+
+def test_a_model_that_casts_to_its_half_precision_is_told_what_became_of_it():
+    class Cast(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.bfloat16())
+
+    with pytest.raises(ValueError, match=r"half-precision weights are lifted to float32"):
+        Objective(Cast(5, 3).bfloat16(), MLP.data())
 
 
 def test_a_target_of_another_size_is_refused_by_mse():
