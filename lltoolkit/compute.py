@@ -132,7 +132,7 @@ def compute_surface(
             stored = file.load() if resume else None
         how = {"engine": cells.name, "batch_size": objective.batch_size, "n_threads": objective.n_threads}
         if stored is not None:
-            require_same(stored, identity(objective, subspace), file.path)
+            require_same(stored, objective, subspace, file.path)
             # Batch size and threads show in the last bits: a resumed surface is computed as it was begun.
             how = {key: stored.attrs.get(key, value) for key, value in how.items()}
         stack.enter_context(_computing(objective, how))
@@ -325,7 +325,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def require_same(stored: xr.Dataset, wanted: Mapping[str, str], path: Path) -> None:
+def require_same(stored: xr.Dataset, objective: Objective, subspace: Subspace, path: Path) -> None:
     """Check that a stored result belongs to this minimizer, these examples, this subspace and configuration.
 
     Raises
@@ -335,16 +335,29 @@ def require_same(stored: xr.Dataset, wanted: Mapping[str, str], path: Path) -> N
     """
     if stored.attrs["kind"] != "surface":
         raise ResumeMismatch(f"{path} holds a {stored.attrs['kind']}, not a surface. Use another path.")
+    options = {
+        "subspace_id": (json.loads(stored.attrs["subspace"]), subspace.config),
+        "config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspace)),
+    }
     differing = [
-        f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here)"
-        for key, value in wanted.items()
+        f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here{_changes(*options.get(key, ({}, {})))})"
+        for key, value in identity(objective, subspace).items()
         if stored.attrs[key] != value
     ]
     if differing:
         raise ResumeMismatch(
             f"{path} belongs to something else: it differs in {'; '.join(differing)}. It was computed for "
-            f"{stored.attrs['model']} with {stored.attrs['config']}. Use another path, or resume=False to replace it."
+            f"{stored.attrs['model']}. Use another path, or resume=False to replace it."
         )
+
+
+def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    here = json.loads(json.dumps(here))  # as the file has it: tuples are lists there
+    return "".join(
+        f"; {name} {there.get(name, 'none')!r} there, {here.get(name, 'none')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    )
 
 
 def _require_same_minimum(stored: xr.Dataset, minimum: Values, path: Path) -> None:

@@ -501,9 +501,17 @@ def mismatches():
     return {
         "theta": (Objective(MLP.model(1), data), random_subspace(MLP.model(1), seed=1), r"the minimizer \(weights or"),
         "examples": (Objective(MLP.model(), data | {"test": (x + 1, y)}), plane, r"differs in the examples \(data_sha"),
-        "subspace": (objective, random_subspace(objective, seed=2), r"differs in the subspace \(subspace_id"),
+        "subspace": (
+            objective,
+            random_subspace(objective, seed=2),
+            r"subspace \(subspace_id.*seed 1 there, 2 here",
+        ),
         "parameters": (lora, random_subspace(lora, seed=1), r"minimizer.*subspace.*configuration"),
-        "dtype": (Objective(MLP.model(), data, dtype="float64"), plane, r"the configuration \(config_sha256"),
+        "dtype": (
+            Objective(MLP.model(), data, dtype="float64"),
+            plane,
+            r"config_sha256.*dtype 'float32' there",
+        ),
         "metrics": (Objective(MLP.model(), data, metrics=[]), plane, r"differs in the configuration \(config_sha256"),
         "n_examples": (Objective(MLP.model(), data, n_examples=5), plane, r"differs in the examples.*configuration"),
     }
