@@ -134,7 +134,7 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
     """
     path = Path(path)
     if path.suffix != ".nc":
-        raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.name}.surface.nc.")
+        raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.stem}.surface.nc.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
     try:

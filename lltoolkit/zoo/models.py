@@ -435,7 +435,11 @@ def _read_torch(path: Path) -> object:
         raise ValueError(
             f"{path} holds more than tensors, or is no file of torch; it is not read, since it could run code. Where "
             "you trust it, keep its weights alone: torch.save(torch.load(path, weights_only=False)['state_dict'], "
-            f"new_path). torch says: {str(error).splitlines()[0]}"
+            "new_path)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, cut short or no file of torch ({error}).") from error
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise ValueError(
+            f"{path} is damaged, cut short or no file of torch ({type(error).__name__}: {reason:.120}). Copy it again "
+            "from its source, or write it again."
+        ) from error
