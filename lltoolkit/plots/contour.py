@@ -297,7 +297,7 @@ def _emptiest_corner(empty: np.ndarray) -> str:
 
 def mark_minimizer(ax: "Axes", field: Field) -> None:
     """Mark the origin, where the trained weights are, if it lies on the map."""
-    if field.first[0] <= 0 <= field.first[-1] and field.second[0] <= 0 <= field.second[-1]:
+    if not field.at and field.first[0] <= 0 <= field.first[-1] and field.second[0] <= 0 <= field.second[-1]:
         ax.plot(0, 0, marker="*", markersize=7, color="white", markeredgecolor="black", markeredgewidth=0.6, zorder=5,
                 gid="lltoolkit:minimizer")  # fmt: skip
 

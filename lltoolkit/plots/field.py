@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from lltoolkit.errors import did_you_mean
-from lltoolkit.labelled.schema import STATUS, axes_of
+from lltoolkit.labelled.schema import AXES, STATUS, axes_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Field:
         The name with its units, for example ``"train loss [nat]"``.
     is_loss : bool
         Whether a log scale is its natural one.
+    at : str
+        Where the plane cuts the other axes, if not at 0: ``"gamma = 0.5"``; it then misses the minimizer. Else empty.
     """
 
     axes: tuple[str, str]
@@ -37,6 +39,7 @@ class Field:
     missing: np.ndarray
     label: str
     is_loss: bool
+    at: str = ""
 
     @property
     def nonfinite(self) -> np.ndarray:
@@ -94,14 +97,17 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
     # depend on the order in which somebody gave the grid.
     array = array.sortby(list(axes)).transpose(*axes)
     missing = missing_cells(surface.sortby(list(axes)), axes)
+    cuts = {axis: float(array[axis]) for axis in AXES if axis in array.coords and not array[axis].dims}
+    at = ", ".join(f"{axis_label(axis)} = {value:.3g}" for axis, value in cuts.items() if value)
     return Field(
         axes=(axes[0], axes[1]),
         first=array[axes[0]].values.astype(np.float64),
         second=array[axes[1]].values.astype(np.float64),
         values=array.values.astype(np.float64),
         missing=missing,
-        label=label_of(array),
+        label=", ".join(filter(None, [label_of(array), at])),
         is_loss="loss" in var,
+        at=at,
     )
 
 

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
+from lltoolkit.plots.contour import plot_contour
 from lltoolkit.plots.field import pick_plane
 
 
@@ -39,6 +41,18 @@ def test_what_cannot_be_drawn(surface, change, var, split, words):
 def test_another_kind_of_result_is_named():
     with pytest.raises(ValueError, match="this is a history"):
         pick_plane(xr.Dataset({"loss": ("step", [1.0])}, attrs={"kind": "history"}), "loss", "train")
+
+
+def test_a_plane_beside_the_minimizer_says_where_it_cuts(surface):
+    volume = xr.concat([surface, surface], xr.DataArray([0.0, 0.5], dims="gamma", name="gamma"))
+    at, beside = (pick_plane(volume.isel(gamma=place), "loss", "train") for place in (0, 1))
+    assert (at.at, at.label) == ("", "train loss [nat]")
+    assert beside.label == "train loss [nat], $\\gamma$ = 0.5"
+    marks = []
+    for place in (0, 1):
+        ax = plot_contour(volume.isel(gamma=place), ax=Figure().subplots())
+        marks.append([line.get_gid() for line in ax.get_lines()].count("lltoolkit:minimizer"))
+    assert marks == [1, 0]
 
 
 def test_no_dataset():
