@@ -101,6 +101,8 @@ def save_checkpoint(
     ------
     ValueError
         If the state holds something that is no tensor.
+    OSError
+        If it can't be written; earlier checkpoints are kept.
 
     Examples
     --------
@@ -117,13 +119,19 @@ def save_checkpoint(
     stored, aliases = _without_aliases(state)
     metadata = {"lltoolkit_version": lltoolkit.__version__, **metadata}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.safetensors"
     mark = path.with_suffix(".json")
     text = json.dumps({"step": step, "epoch": epoch, **metadata}, indent=1, default=_plain)
-    mark.unlink(missing_ok=True)  # while the tensors are replaced, the pair is not complete
-    write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=aliases))
-    write_atomically(mark, lambda temporary: temporary.write_text(text))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.unlink(missing_ok=True)  # while the tensors are replaced, the pair is not complete
+        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=aliases))
+        write_atomically(mark, lambda temporary: temporary.write_text(text))
+    except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
+        raise OSError(
+            f"{path} can't be written ({error}). Earlier checkpoints are kept: make room or mend the folder's rights, "
+            "then call again."
+        ) from error
     return Checkpoint(path, step, epoch, {key: json.loads(text)[key] for key in metadata})
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
@@ -122,3 +123,15 @@ def test_narrow_types_widen_and_one_tied_name_is_enough():
 def test_a_state_of_tensors_only(tmp_path):
     with pytest.raises(ValueError, match="'note', a str"):
         save_checkpoint(tmp_path, {"note": "x"}, step=0, epoch=0)
+
+
+def test_a_full_disk_is_an_oserror_that_says_what_is_kept(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    save_checkpoint(tmp_path, nn.Linear(2, 1), step=0, epoch=0.0)
+    monkeypatch.setattr("lltoolkit.tensors.checkpoints.save_file", full)
+    with pytest.raises(OSError, match=r"step_00000001.*No space left.*Earlier checkpoints are kept"):
+        save_checkpoint(tmp_path, nn.Linear(2, 1), step=1, epoch=1.0)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [0]
+    assert len(list(tmp_path.iterdir())) == 2
