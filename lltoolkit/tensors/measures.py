@@ -132,7 +132,10 @@ def require_labels(output: Any, target: Tensor, where: str) -> None:
             f"{where}: the labels are {target.dtype}; class labels are whole numbers (torch.long). For a "
             "regression use loss='mse'; for soft labels pass a loss of your own."
         )
-    n_classes = class_axis_second(logits_of(output), target[: len(logits_of(output))]).shape[1]
+    try:
+        n_classes = class_axis_second(logits_of(output), target[: len(logits_of(output))]).shape[1]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     counted = target if target.ndim == 1 else target[target != IGNORED]
     low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
     if low < 0 or high >= n_classes:

@@ -586,7 +586,7 @@ def test_inputs_that_do_not_fit_the_model_are_named():
         (torch.tensor([0, -1, 1]), r"labels run from -1 to 1"),
         (torch.tensor([0.0, 1.0, 1.0]), r"labels are torch.float32; class labels are whole numbers"),
         (torch.rand(3), r"^split 'test': the labels are torch.float32.*loss='mse'"),
-        (torch.zeros(3, 2, dtype=torch.long), r"logits \(2, 3\) do not fit the target"),
+        (torch.zeros(3, 2, dtype=torch.long), r"split 'test': logits \(2, 3\) do not fit the target"),
     ],
 )
 def test_labels_out_of_range_are_named_with_the_range(labels, message):
