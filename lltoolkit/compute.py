@@ -1,6 +1,7 @@
 """compute_*: run the network over a subspace, keep what is done, go on from where it stopped."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from lltoolkit.store import SurfaceFile, require_writable
 from lltoolkit.tensors.evaluate import FlatEngine
 from lltoolkit.tensors.objective import Objective, Values
 from lltoolkit.tensors.subspace import Subspace
+
+log = logging.getLogger(__name__)
 
 TILE_SECONDS = 1.0  # a tile is written about so often: what a kill may cost, and far more than an fsync takes
 MERGE_SECONDS = 30.0  # the merged file that readers open is at most so old
@@ -122,6 +125,9 @@ def compute_surface(
     """
     require_choice("engine", engine, ("auto", "flat"))
     grid = grid_of(subspace, span=span, resolution=resolution, coords=coords, around=around)
+    for axis, values in grid.items():
+        if values.min() < 0 < values.max() and 0 not in values:
+            log.warning("no grid point at 0 of %s, so the minimizer is in no cell; an odd resolution has one", axis)
     cells = FlatEngine(objective, subspace)
     n_cells = math.prod(len(values) for values in grid.values())
     with ExitStack() as stack:

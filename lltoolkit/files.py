@@ -31,6 +31,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_folder(folder: Path, *, of: Path | None = None) -> None:
+    """Make a folder and check that files can be written into it.
+
+    Parameters
+    ----------
+    folder : Path
+        It may be there already.
+    of : Path, optional
+        The file that it is for, to be named in an error instead.
+
+    Raises
+    ------
+    OSError
+        Naming the reason and the next step.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"{of or folder} can't be written ({error.strerror})"
+        raise type(error)(error.errno, f"{reason}. Choose another path or mend the folder's rights") from error
+
+
 def leftovers(path: Path) -> Iterable[Path]:
     """Find what writers of `path` left beside it when they were killed."""
     return path.parent.glob(_PART.format(stem=escape(path.stem), owner="*", suffix=escape(path.suffix)))

@@ -141,7 +141,9 @@ def _build(
         _add_floor(scene, frame, lines, colors, thick)
     if path is not None:
         _add_path(scene, frame, relief, path, thick, floor)
-    elif minimizer and frame.first[0] <= 0 <= frame.first[1] and frame.second[0] <= 0 <= frame.second[1]:
+    elif (
+        minimizer and not field.at and frame.first[0] <= 0 <= frame.first[1] and frame.second[0] <= 0 <= frame.second[1]
+    ):
         _add_ball(scene, "minimizer", frame, relief, np.zeros(2), "white", 0.02)
     for position, intensity in (((-0.8, 0.9, 1.0), 0.75), ((0.9, -0.1, 0.8), 0.30), ((0.0, 0.0, 1.0), 0.20)):
         scene.add_light(pv.Light(position=position, intensity=intensity, light_type="camera light"))

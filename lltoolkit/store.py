@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from lltoolkit.errors import SchemaError, did_you_mean
-from lltoolkit.files import leftovers, write_atomically
+from lltoolkit.files import leftovers, require_folder, write_atomically
 from lltoolkit.labelled.schema import axes_of, label, require_plain_attrs, validate
 from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
 
@@ -137,17 +136,7 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
         raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.stem}.surface.nc.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.stem}.{os.getpid()}.probe")
-        try:
-            probe.write_bytes(b"0")
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"{path} can't be written ({error.strerror}). Choose another path or mend the folder's rights"
-        ) from error
+    require_folder(path.parent, of=path)
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         raise OSError(

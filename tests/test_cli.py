@@ -135,6 +135,7 @@ def test_a_volume_is_drawn_at_a_plane_and_a_line_as_a_slice(folder, tmp_path):
         ({"device": "abacus"}, "Use 'auto' or 'cpu'"),
         ({"data": "digts"}, "Did you mean 'digits'"),
         ({"run": "runs/none"}, "either --run"),
+        ({"to": "w1.pt", "seed": 3}, "leave --dims, --seed"),
     ],
 )
 def test_bad_input_is_one_line_with_the_next_step(folder, tmp_path, options, message):

@@ -732,3 +732,12 @@ def test_threads_follow_from_the_work_and_are_given_back():
     small.at_minimizer()
     assert seen == [2, 2]
     assert torch.get_num_threads() == before
+
+
+def test_a_grid_that_steps_over_the_minimizer_is_told(caplog):
+    objective = ll.Objective(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])))
+    line = ll.random_subspace(objective, dims=1)
+    ll.compute_surface(objective, line, resolution=5, progress=False)
+    assert not caplog.records
+    ll.compute_surface(objective, line, resolution=4, progress=False)
+    assert "no grid point at 0 of alpha" in caplog.text

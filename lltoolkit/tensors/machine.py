@@ -39,7 +39,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         if reason.startswith("Expected one of"):  # torch lists some twenty kinds, most of which nobody has
-            reason = "there is no such kind of device; a GPU is 'cuda' or 'cuda:1', on a Mac 'mps'"
+            reason = "there is no such kind of device; a GPU is 'cuda' or 'cuda:1'"
         raise ValueError(f"device={str(device)!r} can't be used: {reason}. Use 'auto' or 'cpu'.") from error
     return resolved
 

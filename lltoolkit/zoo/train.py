@@ -21,6 +21,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lltoolkit.errors import DivergedTraining
+from lltoolkit.files import require_folder
 from lltoolkit.tensors.checkpoints import list_checkpoints, save_checkpoint
 from lltoolkit.tensors.machine import count_flops, default_threads, resolve_device, using_threads
 from lltoolkit.tensors.seeds import generator, stream
@@ -163,8 +164,8 @@ def train(
         forward = count_flops(lambda: network(splits["train"][0][:2])) / 2
         n_threads = default_threads(3 * forward * min(batch_size, len(images)))  # the backward pass is two more
         path = Path(tempfile.mkdtemp(prefix="lltoolkit-run-")) if out is None else Path(out)
+        require_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             with FileLock(path / ".lock", timeout=0):
                 if not resume:
                     clear_run(path)

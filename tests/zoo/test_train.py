@@ -293,3 +293,9 @@ def test_bad_data_is_refused(data):
 def test_public_names():
     assert ll.zoo.train is train
     assert ll.Recorder is ll.zoo.Recorder
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"run can't be written .*Choose another path"):
+        train("mlp", load_data("digits"), epochs=1, out=tmp_path / "file" / "run", progress=False)
