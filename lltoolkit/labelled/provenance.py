@@ -64,6 +64,8 @@ def _as_text(config: Mapping[str, object]) -> str:
 def command() -> str:
     """Return the command line of this process; its first word without the folder, which is nobody's business."""
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    if name == "ipykernel_launcher.py":
+        return "jupyter"  # its arguments name a temporary file
     return shlex.join([name, *sys.argv[1:]])
 
 

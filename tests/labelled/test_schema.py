@@ -1,13 +1,14 @@
 """What is no result is refused, with what is missing."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from lltoolkit import SchemaError
-from lltoolkit.labelled.provenance import hash_config, provenance
+from lltoolkit.labelled.provenance import command, hash_config, provenance
 from lltoolkit.labelled.schema import (
     OBJECTIVE_ATTRS,
     REQUIRED_ATTRS,
@@ -115,3 +116,16 @@ def test_no_git_is_no_fault(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     attrs = provenance("surface", config={}, model="m", n_params=3, device="cpu", torch_version="2")
     assert attrs["git_commit"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["/home/me/.venv/bin/lltoolkit", "demo", "--out", "my folder"], "lltoolkit demo --out 'my folder'"),
+        (["/x/ipykernel_launcher.py", "-f", "/tmp/kernel.json"], "jupyter"),
+        ([""], "python"),
+    ],
+)
+def test_the_command_is_told_without_folders(monkeypatch, argv, told):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command() == told
