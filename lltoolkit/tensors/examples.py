@@ -157,6 +157,14 @@ def read_splits(data: Any, n_examples: int | Mapping[str, int] | None, seed: int
     return read
 
 
+def sha256_of_splits(splits: Mapping[str, Examples]) -> str:
+    """Hash the examples of all splits, names included."""
+    hashes = {
+        name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()
+    }
+    return sha256(hashes)
+
+
 def _is_batch(data: Any) -> bool:
     """Tell a dict of tensors (one batch) from a dict of splits."""
     if not isinstance(data, Mapping) or not data:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -295,3 +296,30 @@ def _cast(value: Any, dtype: torch.dtype = torch.float64) -> Any:
     if type(value) is dict:
         return {key: _cast(part, dtype) for key, part in value.items()}
     return value
+
+
+def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
+    """Estimate the standard error of a weighted mean over examples drawn without replacement.
+
+    Parameters
+    ----------
+    values, weights : Tensor
+        Shape ``(n,)``, float64.
+    n_total : int
+        Size of what they were drawn from, at least n.
+
+    Returns
+    -------
+    float
+        ``s / sqrt(n) * sqrt(1 - n / n_total)`` for equal weights (the last factor is the correction for a
+        finite population, 0 where everything was drawn); linearized for a ratio of sums otherwise. NaN for a
+        single example of more.
+    """
+    n = values.numel()
+    if n == n_total:
+        return 0.0
+    if n < 2:
+        return math.nan
+    residuals = weights * (values - (weights * values).sum() / weights.sum())
+    variance = residuals.square().sum() / (n - 1) * n / weights.sum().square()
+    return float((variance * (1 - n / n_total)).sqrt())

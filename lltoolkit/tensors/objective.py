@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
-from lltoolkit.tensors.examples import Examples, read_splits
+from lltoolkit.tensors.examples import Examples, read_splits, sha256_of_splits
 from lltoolkit.tensors.machine import (
     count_flops,
     default_batch_size,
@@ -21,7 +21,7 @@ from lltoolkit.tensors.machine import (
     using_threads,
     without_cudnn,
 )
-from lltoolkit.tensors.measures import LOSSES, Measure, Measures, is_classification, require_labels
+from lltoolkit.tensors.measures import LOSSES, Measure, Measures, is_classification, require_labels, standard_error
 from lltoolkit.tensors.network import Network
 from lltoolkit.tensors.params import ParameterFilter, Params, sha256
 from lltoolkit.tensors.subspace import require_fit
@@ -138,7 +138,7 @@ class Objective:
         self.splits = tuple(splits)
         self.n_examples = {name: len(examples) for name, examples in splits.items()}
         self.n_total = {name: examples.n_total for name, examples in splits.items()}
-        self.data_sha256 = sha256_of(splits)
+        self.data_sha256 = sha256_of_splits(splits)
         self.data_normalize = str(getattr(data, "normalize", "unknown"))
         self.examples = {name: examples.to(self.device, DTYPES[dtype]) for name, examples in splits.items()}
 
@@ -409,33 +409,6 @@ class Objective:
                 return math.nan
 
 
-def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
-    """Estimate the standard error of a weighted mean over examples drawn without replacement.
-
-    Parameters
-    ----------
-    values, weights : Tensor
-        Shape ``(n,)``, float64.
-    n_total : int
-        Size of what they were drawn from, at least n.
-
-    Returns
-    -------
-    float
-        ``s / sqrt(n) * sqrt(1 - n / n_total)`` for equal weights (the last factor is the correction for a
-        finite population, 0 where everything was drawn); linearized for a ratio of sums otherwise. NaN for a
-        single example of more.
-    """
-    n = values.numel()
-    if n == n_total:
-        return 0.0
-    if n < 2:
-        return math.nan
-    residuals = weights * (values - (weights * values).sum() / weights.sum())
-    variance = residuals.square().sum() / (n - 1) * n / weights.sum().square()
-    return float((variance * (1 - n / n_total)).sqrt())
-
-
 def model_name(model: nn.Module) -> str:
     """Name a model: as the zoo built it, or by its class."""
     options: Mapping[str, object] | None = getattr(model, "zoo_config", None)
@@ -443,11 +416,3 @@ def model_name(model: nn.Module) -> str:
         return type(model).__name__
     details = ", ".join(f"{key}={value}" for key, value in options.items() if key != "name")
     return f"{options['name']}({details})"
-
-
-def sha256_of(splits: Mapping[str, Examples]) -> str:
-    """Hash the examples of all splits, names included."""
-    hashes = {
-        name: torch.frombuffer(bytearray.fromhex(part.sha256()), dtype=torch.uint8) for name, part in splits.items()
-    }
-    return sha256(hashes)
