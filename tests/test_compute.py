@@ -741,3 +741,11 @@ def test_a_grid_that_steps_over_the_minimizer_is_told(caplog):
     assert not caplog.records
     ll.compute_surface(objective, line, resolution=4, progress=False)
     assert "no grid point at 0 of alpha" in caplog.text
+
+
+def test_what_a_killed_writer_left_goes_away_with_the_next_one(tmp_path):
+    objective = ll.Objective(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])))
+    path = tmp_path / "x.surface.nc"
+    (tmp_path / ".x.surface.99999.part.nc").write_text("half of")
+    ll.compute_surface(objective, ll.random_subspace(objective), resolution=3, path=path, progress=False)
+    assert list(tmp_path.iterdir()) == [path]

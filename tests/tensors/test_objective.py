@@ -660,3 +660,11 @@ def test_n_params_counts_each_weight_once():
     case = BY_NAME["transformer_tied"]
     model = case.model()
     assert Objective(model, case.data()).n_params == sum(p.numel() for p in model.parameters())
+
+
+def test_batch_norm_without_running_statistics_is_told(caplog):
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    Objective(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), (x, y))
+    assert "depend on batch_size" not in caplog.text
+    Objective(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)), (x, y))
+    assert "depend on batch_size" in caplog.text
