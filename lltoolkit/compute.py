@@ -1,46 +1,55 @@
 """compute_*: run the network over a subspace, keep what is done, go on from where it stopped."""
 
-import json
+import hashlib
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
-from lltoolkit.errors import ResumeMismatch, require_choice
+from lltoolkit.errors import ResumeMismatch, require_choice, require_whole
+from lltoolkit.execute import Execution, Progress
+from lltoolkit.identity import describe_surface, identity, require_same, require_same_minimum
+from lltoolkit.journal import FULL, Journal
 from lltoolkit.labelled.grid import Span, make_grid
-from lltoolkit.labelled.provenance import hash_config, provenance
-from lltoolkit.labelled.surface import adopt_cells, count_nonfinite, empty_surface, fill_cells, missing_cells
+from lltoolkit.labelled.plan import Ask, Filled, Plan
+from lltoolkit.labelled.refine import refine
+from lltoolkit.labelled.schema import axes_of
+from lltoolkit.labelled.surface import (
+    adopt_cells,
+    cell_order,
+    cells_with,
+    count_nonfinite,
+    empty_surface,
+    fill_rest,
+    forget_filled,
+)
+from lltoolkit.labelled.twolevel import two_level
+from lltoolkit.pools import can_travel, choose_pool
 from lltoolkit.store import SurfaceFile, require_writable
-from lltoolkit.tensors.evaluate import FlatEngine
-from lltoolkit.tensors.objective import Objective, Values
+from lltoolkit.tensors.evaluate import ENGINES, make_engine, require_match
+from lltoolkit.tensors.machine import PRECISIONS
+from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.subspace import Subspace
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
-TILE_SECONDS = 1.0  # a tile is written about so often: what a kill may cost, and far more than an fsync takes
-MERGE_SECONDS = 30.0  # the merged file that readers open is at most so old
+EXAMPLES = ("all", "two-level")
 # Default grids of a kind of subspace, where they differ: the models of an interpolation are grid points of theirs.
 SPANS: dict[str, float | tuple[float, float]] = {"interpolation": (-0.5, 1.5)}
 RESOLUTIONS = {("interpolation", 2): 53}
-SAME = {
-    "theta_sha256": "the minimizer (weights or buffers)",
-    "data_sha256": "the examples",
-    "subspace_id": "the subspace",
-    "config_sha256": "the configuration",
-}
 
 
 def compute_surface(
     objective: Objective,
-    subspace: Subspace,
+    subspace: Subspace | Sequence[Subspace],
     *,
     span: Span | None = None,
     resolution: int | Mapping[str, int] | None = None,
@@ -48,8 +57,14 @@ def compute_surface(
     around: xr.Dataset | None = None,
     path: str | Path | None = None,
     resume: bool = True,
-    engine: Literal["auto", "flat"] = "auto",
+    tolerance: float | None = None,
+    examples: Literal["all", "two-level"] = "all",
+    engine: Literal["auto", "plain", "flat", "folded", "batched"] = "auto",
+    precision: Literal["exact", "tf32", "bf16"] = "exact",
+    client: "Client | None" = None,
+    n_workers: int | None = None,
     progress: bool = True,
+    callback: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
     """Measure an objective on a grid of a line, plane or volume.
 
@@ -57,8 +72,9 @@ def compute_surface(
     ----------
     objective : Objective
         What is measured. It is checked first: finite at the minimizer, and the same twice.
-    subspace : Subspace
-        Where, from `random_subspace`, `interpolate`, ...
+    subspace : Subspace or sequence of Subspace
+        Where, from `random_subspace`, `interpolate`, ... Several of one kind, seeds for instance, give one result with
+        a dim ``direction``.
     span : float, (float, float) or mapping, optional
         ``s`` for ``(-s, s)``, two ends, or ``{"alpha": ..., "beta": ...}``. Default 1, in units of the
         directions; for `interpolate` (-0.5, 1.5).
@@ -74,29 +90,50 @@ def compute_surface(
     resume : bool
         True: go on from what `path` holds; a finished surface is returned at once (the minimizer is measured
         where loss or metrics are functions of yours, which only their values tell apart), a finer grid that
-        contains the stored one keeps its cells. False: replace it.
-    engine : {"auto", "flat"}
-        How a cell is computed: "flat" writes its weights into one flat buffer.
+        contains the stored one, or a smaller `tolerance`, keeps its cells. False: replace it.
+    tolerance : float, optional
+        Compute only the cells that interpolation does not give to within this error, and fill the rest (status 2): in
+        nats of log loss, so that 0.05 is about 5 % of the loss, on every split, and absolute for the accuracy; a share
+        of the range where a loss touches 0. The error is audited on fresh random cells (``audited_*``). In (0, 1];
+        None: compute every cell.
+    examples : {"all", "two-level"}
+        "two-level": all examples on few cells, elsewhere an importance sample of them chosen from what those cells
+        gave (status 3), audited likewise; it needs values per example of every loss and metric.
+    engine : {"auto", "plain", "flat", "folded", "batched"}
+        How a cell is computed, see `tensors.evaluate`. "auto" chooses from the model, never by a clock. An engine that
+        can't take the model gives way to "flat", with the reason in the log. A resumed surface keeps its own.
+    precision : {"exact", "tf32", "bf16"}
+        "exact": float32 as IEEE has it. "tf32" (GPUs) and "bf16" are faster and off by about 1e-3 and 5e-3.
+    client : dask.distributed.Client, optional
+        Compute on the workers of a cluster (extra ``cluster``).
+    n_workers : int, optional
+        Processes on this machine, one thread (or GPU) each. Default: one for each core where there is enough to do.
+        It shows in no value.
     progress : bool
         Show a progress bar.
+    callback : callable, optional
+        Called about every second with a `Progress`. What it raises stops the computing as an interrupt does: what is
+        computed is kept.
 
     Returns
     -------
     xr.Dataset
         ::
 
-            loss      (split, alpha[, beta[, gamma]])  float64  mean over examples [nat] for cross-entropy
-            accuracy  (split, alpha, ...)              float64  fraction in [0, 1]
-            loss_se   (split, alpha, ...)              float64  standard error, where n_examples made a subset
-            status    (alpha, ...)                     int8     0 missing, 1 computed
+            loss      ([direction,] split, alpha[, beta[, gamma]])  float64  mean over examples [nat] for cross-entropy
+            accuracy  ([direction,] split, alpha, ...)              float64  fraction in [0, 1]
+            loss_se   ([direction,] split, alpha, ...)              float64  standard error, where a sample was used
+            status    ([direction,] alpha, ...)                     int8     0 missing, 1 computed, 2 interpolated,
+                                                                             3 estimated
 
         NaN is a computed NaN and inf an overflow: both are kept and counted in ``n_nan`` and ``n_inf``.
-        Attributes say how it was made.
+        Attributes say how it was made; ``n_forwards`` counts the examples that went through the network.
 
     Raises
     ------
     ValueError
-        For a bad grid, a subspace of another model, NaN at the minimizer, unknown options.
+        For a bad grid, a subspace of another model, NaN at the minimizer, unknown options; with `client` for a model
+        that can't be pickled.
     ResumeMismatch
         If `path` holds a result of another minimizer, data set, subspace or configuration, or a grid that the one
         asked for does not contain.
@@ -108,7 +145,7 @@ def compute_surface(
         If `path` can't be written, before anything is computed where that can be known. On a disk that fills up
         later, what was computed is kept, and a second call goes on from there.
     RuntimeError
-        If another process is writing `path`.
+        If another process is writing `path`, or the workers of `client` lack this version of lltoolkit.
 
     References
     ----------
@@ -123,33 +160,75 @@ def compute_surface(
     >>> dict(surface.sizes)
     {'split': 1, 'alpha': 3, 'beta': 3}
     """
-    require_choice("engine", engine, ("auto", "flat"))
-    grid = grid_of(subspace, span=span, resolution=resolution, coords=coords, around=around)
+    require_choice("engine", engine, ENGINES)
+    require_choice("precision", precision, PRECISIONS)
+    require_choice("examples", examples, EXAMPLES)
+    if tolerance is not None and not 0 < tolerance <= 1:
+        raise ValueError(f"tolerance={tolerance!r}: give an error in nats of log loss in (0, 1], 0.05 for example.")
+    if examples == "two-level" and objective.n_examples != objective.n_total:
+        raise ValueError(
+            "examples='two-level' chooses its own samples, and n_examples has already made one. Leave n_examples out."
+        )
+    if n_workers is not None:
+        n_workers = require_whole("n_workers", n_workers, least=1)
+    ensemble = not isinstance(subspace, Subspace)
+    subspaces = _as_list(subspace)
+    grid = grid_of(subspaces[0], span=span, resolution=resolution, coords=coords, around=around)
     for axis, values in grid.items():
         if values.min() < 0 < values.max() and 0 not in values:
             log.warning("no grid point at 0 of %s, so the minimizer is in no cell; an odd resolution has one", axis)
-    cells = FlatEngine(objective, subspace)
-    n_cells = math.prod(len(values) for values in grid.values())
+    chosen = make_engine(objective, subspaces[0], engine)
+    for each in subspaces[1:]:
+        require_match(objective, each)
+    plan = {"sampling": examples, "tolerance": "none" if tolerance is None else float(tolerance)}
     with ExitStack() as stack:
         file, stored = None, None
         if path is not None:
+            n_cells = len(subspaces) * math.prod(len(values) for values in grid.values())
             n_bytes = 2 * n_cells * len(objective.splits) * 8 * 4 + 10**6  # two copies of up to four variables
             file = stack.enter_context(SurfaceFile(require_writable(path, n_bytes)))
             stored = file.load() if resume else None
-        how = {"engine": cells.name, "batch_size": objective.batch_size, "n_threads": objective.n_threads}
+        how = {
+            "engine": chosen.name,
+            "batch_size": objective.batch_size,
+            "n_threads": 1 if can_travel(objective) else objective.n_threads,
+        }
         if stored is not None:
-            require_same(stored, objective, subspace, file.path)
-            # Batch size and threads show in the last bits: a resumed surface is computed as it was begun.
+            # All three show in the last bits: a resumed surface is computed as it was begun.
             how = {key: stored.attrs.get(key, value) for key, value in how.items()}
+        how["precision"] = precision
         stack.enter_context(_computing(objective, how))
-        surface = _prepare(objective, subspace, grid, how, stored, file)
-        todo = missing_cells(surface)
-        if file is not None and (len(todo) or file.has_tiles):
-            _keep_subspace(subspace, file.path)
+        if stored is not None:
+            require_same(stored, objective, subspaces, file.path)
+        surface = _prepare(objective, subspaces, ensemble, grid, how, plan, stored, file)
+        if is_filled(surface, plan):
+            if file is not None and file.has_tiles:
+                file.begin(surface)
+            return surface
+        surface.attrs |= plan
+        journal = _open_journal(file, identity(objective, subspaces), examples)
+        if file is not None:
+            _keep_subspaces(subspaces, file.path)
             file.begin(surface)
-        if len(todo):
-            _fill(surface, todo, cells, file, progress)
-        surface.attrs |= count_nonfinite(surface)
+        work = objective.seconds_per_cell() * len(cells_with(surface, "missing"))
+        pool = stack.enter_context(choose_pool(objective, subspaces, how, client, n_workers, work))
+        execution = Execution(
+            surface,
+            file,
+            journal,
+            pool,
+            n_examples=sum(objective.n_examples.values()),
+            seconds_per_cell=objective.seconds_per_cell(),
+            group=chosen.group,
+            progress=progress,
+            callback=callback,
+        )
+        filled = execution.run([_plan(objective, grid, plan) for _ in subspaces])
+        _fill(objective, surface, filled)
+        surface.attrs |= {"n_forwards": _count_forwards(objective, surface, journal)} | count_nonfinite(surface)
+        if file is not None:
+            journal.finish()
+            file.merge()
         return surface
 
 
@@ -160,32 +239,59 @@ def grid_of(subspace: Subspace, **options: Any) -> dict[str, np.ndarray]:
     return make_grid(subspace.axes, **options)
 
 
+def _as_list(subspace: Subspace | Sequence[Subspace]) -> list[Subspace]:
+    subspaces = [subspace] if isinstance(subspace, Subspace) else list(subspace)
+    if not subspaces:
+        raise ValueError("subspace is an empty list; give at least one Subspace.")
+    kinds = {(each.kind, each.dims) for each in subspaces}
+    if len(kinds) > 1:
+        words = ", ".join(f"{kind} with {dims} axes" for kind, dims in sorted(kinds))
+        raise ValueError(
+            f"the subspaces are of different kinds ({words}); "
+            "one result holds several of one kind, random directions of several seeds for example."
+        )
+    if len({each.id for each in subspaces}) < len(subspaces):
+        raise ValueError("the list holds the same subspace twice; give each another seed.")
+    return subspaces
+
+
 def _prepare(
     objective: Objective,
-    subspace: Subspace,
+    subspaces: Sequence[Subspace],
+    ensemble: bool,
     grid: dict[str, np.ndarray],
     how: Mapping[str, Any],
+    plan: Mapping[str, Any],
     stored: xr.Dataset | None,
     file: SurfaceFile | None,
 ) -> xr.Dataset:
     """Give the surface to fill: the stored one, a larger grid around it, or an empty one; the objective verified."""
+    if stored is not None and not is_filled(stored, plan):
+        forget_filled(stored)
     same_grid = stored is not None and all(
         stored.sizes.get(axis) == len(values) and np.array_equal(stored[axis].values, values)
         for axis, values in grid.items()
     )
-    finished = same_grid and not len(missing_cells(stored))
+    finished = same_grid and is_filled(stored, plan)
     if finished and not objective.has_own_functions:
         return stored
     if not finished:
         objective.verify()
     minimum = objective.at_minimizer()
     if stored is not None:
-        _require_same_minimum(stored, minimum, file.path)
-        if same_grid:
-            return stored
+        require_same_minimum(stored, minimum, file.path)
     metrics = list(dict.fromkeys(name for _, name in minimum))
-    attrs = stored.attrs if stored is not None else describe_surface(objective, subspace, how)
-    surface = empty_surface(grid, objective.splits, metrics, units=objective.units, attrs=attrs)
+    if plan["sampling"] == "two-level":
+        metrics += [f"{name}_se" for name in metrics]
+    if same_grid and set(metrics) <= set(stored.data_vars):
+        return stored
+    attrs = stored.attrs if stored is not None else describe_surface(objective, subspaces, how)
+    n_directions = len(subspaces) if ensemble else None
+    surface = empty_surface(
+        grid, objective.splits, metrics, units=objective.units, attrs=attrs, n_directions=n_directions
+    )
+    if ensemble:
+        surface = surface.assign_coords(_of_directions(subspaces))
     if stored is not None and not adopt_cells(surface, stored):
         raise ResumeMismatch(
             f"{file.path} has another grid, and the one asked for does not contain it: {_extent(stored)} against "
@@ -194,209 +300,90 @@ def _prepare(
     return surface
 
 
-def _fill(surface: xr.Dataset, todo: np.ndarray, cells: FlatEngine, file: SurfaceFile | None, progress: bool) -> None:
-    """Compute the missing cells, coarse to fine, and keep them tile by tile."""
-    names = [name for name in surface.data_vars if name != "status"]
-    splits = [str(split) for split in surface["split"].values]
-    shape = surface["status"].shape
-    axes = [surface[axis].values for axis in surface["status"].dims]
-    tile: list[tuple[int, Values]] = []
-    merged = written = time.monotonic()
-
-    def keep() -> None:
-        if not tile:
-            return
-        computed = np.array([cell for cell, _ in tile])
-        block = {name: np.array([[value[split, name] for _, value in tile] for split in splits]) for name in names}
-        if file is None:
-            fill_cells(surface, computed, block)
-        else:
-            file.add(computed, block)
-        tile.clear()
-
-    def finish() -> None:
-        keep()
-        if file is not None:
-            file.merge()
-
-    bar = tqdm(
-        total=math.prod(shape), initial=math.prod(shape) - len(todo), desc="surface", unit="cell", disable=not progress
-    )
-    lowest = np.nanmin(surface["loss"].values[0], initial=np.inf)
-    try:
-        with bar:
-            for cell in todo:
-                point = [axis[index] for axis, index in zip(axes, np.unravel_index(cell, shape), strict=True)]
-                measured = cells.measure(point)
-                tile.append((int(cell), measured))  # at once, whenever an interrupt comes
-                lowest = np.fmin(lowest, measured[splits[0], "loss"])
-                bar.set_postfix_str(f"lowest {splits[0]} loss {lowest:.4g}", refresh=False)
-                bar.update()
-                now = time.monotonic()
-                if now - written > TILE_SECONDS:
-                    keep()
-                    written = now
-                if file is not None and now - merged > MERGE_SECONDS:
-                    file.merge()
-                    merged = now
-    except OSError:
-        raise  # from the disk, as a rule: writing once more would only hide the reason
-    except BaseException:
-        finish()  # an interrupt, or a fault of the model: what is computed is kept
-        raise
-    finish()
+def _of_directions(subspaces: Sequence[Subspace]) -> dict[str, Any]:
+    """Tell the directions of an ensemble apart: their seeds, where they have some, and their cosines."""
+    cosines = [subspace.geometry()["direction_cosine"] for subspace in subspaces]
+    known: dict[str, Any] = {"direction_cosine": ("direction", cosines)}
+    seeds = [subspace.config.get("seed") for subspace in subspaces]
+    return known | ({"seed": ("direction", seeds)} if all(isinstance(seed, int) for seed in seeds) else {})
 
 
-def identity(objective: Objective, subspace: Subspace) -> dict[str, str]:
-    """Give the hashes that two results must share to be cells of one surface."""
-    return {
-        "theta_sha256": objective.theta_sha256,
-        "data_sha256": objective.data_sha256,
-        "subspace_id": subspace.id,
-        "config_sha256": hash_config(surface_config(objective, subspace)),
-    }
+def is_filled(surface: xr.Dataset, plan: Mapping[str, Any]) -> bool:
+    """Tell whether a surface is what a plan makes: no cell missing, and those filled in filled by such a plan."""
+    if len(cells_with(surface, "missing")):
+        return False
+    same = all(surface.attrs.get(name) == value for name, value in plan.items())
+    return same or not len(cells_with(surface, "interpolated", "estimated"))
 
 
-def surface_config(objective: Objective, subspace: Subspace) -> dict[str, object]:
-    """Give all that decides a cell's values beside weights, examples and subspace."""
-    return {**objective.config, "buffers": buffer_policy(objective, subspace)}
+def _plan(objective: Objective, grid: Mapping[str, np.ndarray], plan: Mapping[str, Any]) -> Plan:
+    """Make the plan of one direction."""
+    names = list(dict.fromkeys(name for _, name in objective.at_minimizer() if not name.endswith("_se")))
+    common = {"splits": objective.splits, "metrics": names, "seed": objective.seed}
+    tolerance = None if plan["tolerance"] == "none" else plan["tolerance"]
+    if plan["sampling"] == "two-level":
+        return two_level(
+            grid, **common, n_examples=objective.n_examples, weights=objective.example_weights(), tolerance=tolerance
+        )
+    return _everything(grid) if tolerance is None else refine(grid, **common, tolerance=tolerance)
 
 
-def buffer_policy(objective: Objective, subspace: Subspace) -> str:
-    """Say what the buffers really do at a cell: "frozen", "interpolate" or "recompute"."""
-    if objective.buffers == "recompute":
-        return "recompute"
-    return "interpolate" if subspace.buffer_names else "frozen"
+def _everything(grid: Mapping[str, np.ndarray]) -> Plan:
+    yield Ask(cell_order(grid), "grid")
 
 
-def describe_surface(objective: Objective, subspace: Subspace, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect the attributes of a surface.
-
-    Parameters
-    ----------
-    objective, subspace
-        What is measured, and where.
-    how : mapping
-        Engine, batch size and number of threads, fixed before the first cell.
-
-    Returns
-    -------
-    dict
-        As `schema.validate` asks for, str, int and float only.
-    """
-    config = surface_config(objective, subspace)
-    options = subspace.config
-    minimum = {f"{split} {name}": value for (split, name), value in objective.at_minimizer().items()}
-    return {
-        **provenance(
-            "surface",
-            config=config,
-            model=objective.model_name,
-            n_params=objective.n_params,
-            device=device_name(objective.device),
-            torch_version=str(torch.__version__),
-        ),
-        **identity(objective, subspace),
-        **how,
-        "data_normalize": objective.data_normalize,
-        "buffers": str(config["buffers"]),
-        "n_examples": _count_examples(objective),
-        "examples": ", ".join(f"{name} {n} of {objective.n_total[name]}" for name, n in objective.n_examples.items()),
-        "dtype": objective.dtype,
-        "precision": "exact",
-        "grad_norm": objective.gradient_norm(),
-        "at_minimizer": json.dumps(minimum),
-        "subspace_kind": subspace.kind,
-        "subspace": json.dumps(options, sort_keys=True),
-        **{name: str_or_number(options.get(name, "none")) for name in ("seed", "normalize", "ignore")},
-        **subspace.geometry(),
-    }
+def _open_journal(file: SurfaceFile | None, same: Mapping[str, str], examples: str) -> Journal:
+    if file is None:
+        return Journal()
+    owner = hashlib.sha256("|".join(same.values()).encode()).hexdigest()[:16]
+    path = file.path.with_name(f"{file.path.name.removesuffix('.nc').removesuffix('.surface')}.samples.npz")
+    journal = Journal(path, file.folder, owner)
+    if examples == "two-level":
+        journal.load()
+    return journal
 
 
-def _count_examples(objective: Objective) -> str | int:
-    """Return ``"all"``, the number where it is one for all splits, or the numbers by split."""
-    if objective.n_examples == objective.n_total:
-        return "all"
-    counts = set(objective.n_examples.values())
-    return counts.pop() if len(counts) == 1 else ", ".join(f"{name} {n}" for name, n in objective.n_examples.items())
-
-
-def str_or_number(value: object) -> str | int | float:
-    """Return what NetCDF attributes can hold: numbers as they are, anything else as text."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def device_name(device: torch.device) -> str:
-    """Name a device for the record: ``cpu``, or the GPU's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def require_same(stored: xr.Dataset, objective: Objective, subspace: Subspace, path: Path) -> None:
-    """Check that a stored result belongs to this minimizer, these examples, this subspace and configuration.
-
-    Raises
-    ------
-    ResumeMismatch
-        Naming all that differs, with both hashes, and the next step.
-    """
-    if stored.attrs["kind"] != "surface":
-        raise ResumeMismatch(f"{path} holds a {stored.attrs['kind']}, not a surface. Use another path.")
-    options = {
-        "subspace_id": (json.loads(stored.attrs["subspace"]), subspace.config),
-        "config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspace)),
-    }
-    differing = [
-        f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here{_changes(*options.get(key, ({}, {})))})"
-        for key, value in identity(objective, subspace).items()
-        if stored.attrs[key] != value
-    ]
-    if differing:
-        raise ResumeMismatch(
-            f"{path} belongs to something else: it differs in {'; '.join(differing)}. It was computed for "
-            f"{stored.attrs['model']}. Use another path, or resume=False to replace it."
+def _fill(objective: Objective, surface: xr.Dataset, filled: Sequence[Filled | None]) -> None:
+    """Write what the plans filled in, and their audits."""
+    numbers: dict[str, list[Any]] = {}
+    for place, each in enumerate(filled):
+        if each is not None:
+            fill_rest(surface, place, each, sampled=objective.n_examples != objective.n_total)
+            for name, value in each.attrs.items():
+                numbers.setdefault(name, []).append(value)
+    for name, values in numbers.items():  # of an ensemble the worst
+        surface.attrs[name] = (
+            sum(values) if name.startswith("n_") else (min if name == "tolerance_met" else max)(values)
         )
 
 
-def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    here = json.loads(json.dumps(here))  # as the file has it: tuples are lists there
-    return "".join(
-        f"; {name} {there.get(name, 'none')!r} there, {here.get(name, 'none')!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    )
-
-
-def _require_same_minimum(stored: xr.Dataset, minimum: Values, path: Path) -> None:
-    """Compare the values at the minimizer: two lambdas may bear one name, and only their values tell them apart."""
-    there = json.loads(stored.attrs["at_minimizer"])
-    for (split, name), value in minimum.items():
-        old = there.get(f"{split} {name}", math.nan)
-        same = math.isclose(old, value, rel_tol=1e-5, abs_tol=1e-7) or (math.isnan(old) and math.isnan(value))
-        if not same:
-            raise ResumeMismatch(
-                f"{path} has {name} {old!r} on {split} at the minimizer, this objective gives {value!r}. Is the loss "
-                "another function, or the machine another kind? Use another path, or resume=False to replace it."
-            )
+def _count_forwards(objective: Objective, surface: xr.Dataset, journal: Journal) -> int:
+    """Count the examples that went through the network for the cells of a surface, all splits together."""
+    n_sampled = sum(n for name, n in journal.sizes().items() if name != FULL)
+    return len(cells_with(surface, "computed")) * sum(objective.n_examples.values()) + n_sampled
 
 
 def _extent(surface: xr.Dataset) -> str:
     return " x ".join(
         f"{axis} {len(surface[axis])} points in [{surface[axis].values[0]:g}, {surface[axis].values[-1]:g}]"
-        for axis in surface["status"].dims
+        for axis in axes_of(surface)
     )
 
 
-def _keep_subspace(subspace: Subspace, path: Path) -> None:
+def _keep_subspaces(subspaces: Sequence[Subspace], path: Path) -> None:
     """Save any subspace that can't be drawn again from its seed, beside the result."""
-    if subspace.kind != "random":
-        subspace.save(path.with_name(path.name.removesuffix(".nc").removesuffix(".surface") + ".subspace.safetensors"))
+    stem = path.name.removesuffix(".nc").removesuffix(".surface")
+    for place, subspace in enumerate(subspaces):
+        number = f"-{place}" if len(subspaces) > 1 else ""
+        if subspace.kind != "random":
+            subspace.save(path.with_name(f"{stem}.subspace{number}.safetensors"))
 
 
 @contextmanager
 def _computing(objective: Objective, how: Mapping[str, Any]) -> Iterator[None]:
-    """Compute with a given batch size and number of threads, and leave both as they were."""
-    before = objective.batch_size, objective.n_threads
-    objective.compute_as(int(how["batch_size"]), int(how["n_threads"]))
+    """Compute in a given way, and leave the objective as it was."""
+    before = objective.batch_size, objective.n_threads, objective.precision
+    objective.compute_as(int(how["batch_size"]), int(how["n_threads"]), str(how["precision"]))
     try:
         yield
     finally:

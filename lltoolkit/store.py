@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lltoolkit.errors import SchemaError, did_you_mean
 from lltoolkit.files import leftovers, require_folder, write_atomically
 from lltoolkit.labelled.schema import axes_of, label, require_plain_attrs, validate
-from lltoolkit.labelled.surface import count_nonfinite, fill_cells, tile_id
+from lltoolkit.labelled.surface import count_nonfinite, count_reduced, fill_cells, tile_id
 
 log = logging.getLogger(__name__)
 
@@ -212,8 +212,9 @@ class SurfaceFile:
         surface = open_result(self.path)
         if surface.attrs["kind"] != "surface":
             return surface
-        order = ("split", *axes_of(surface))
-        if surface["loss"].dims != order or surface["status"].dims != order[1:]:
+        outer = ("direction",) if "direction" in surface.dims else ()
+        order = (*outer, "split", *axes_of(surface))
+        if surface["loss"].dims != order or surface["status"].dims != (*outer, *axes_of(surface)):
             raise SchemaError(
                 f"{self.path} was saved with its dims in another order, {surface['loss'].dims} instead of {order}: "
                 "tiles don't fit it. Transpose it and save it again, use another path, or resume=False to replace it."
@@ -224,7 +225,9 @@ class SurfaceFile:
                 with tile.open("rb") as stream, np.load(stream) as arrays:
                     block = dict(arrays)
                 if str(block.pop("owner")) == owner:  # else left by a run on a coarser grid, which is in the merge
-                    fill_cells(surface, block.pop("cells"), block)
+                    cells, batch_size = block.pop("cells"), block.pop("batch_size", None)
+                    fill_cells(surface, cells, block)
+                    count_reduced(surface, cells, None if batch_size is None else int(batch_size))
             except Exception as error:
                 log.warning("tile %s can't be read (%s); its cells are computed again", tile, error)
         return surface
@@ -234,7 +237,7 @@ class SurfaceFile:
         self._surface = surface
         self.merge()
 
-    def add(self, cells: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+    def add(self, cells: np.ndarray, values: Mapping[str, np.ndarray], batch_size: int | None = None) -> None:
         """Keep a tile of computed cells, on disk when this returns.
 
         Parameters
@@ -243,6 +246,8 @@ class SurfaceFile:
             Shape ``(k,)``, flat positions in the grid.
         values : mapping
             Metric to its values, shape ``(n_splits, k)``.
+        batch_size : int, optional
+            Of the forward passes, where memory ran out at the surface's own.
 
         Raises
         ------
@@ -252,6 +257,8 @@ class SurfaceFile:
         if self._surface is None:
             raise RuntimeError("begin(surface) first.")
         arrays = {"cells": cells, "owner": np.array(tile_id(self._surface)), **values}
+        if batch_size is not None:
+            arrays["batch_size"] = np.array(batch_size)
         path = self.folder / f"{self._n_tiles:06}.npz"
         try:
             write_atomically(path, lambda temporary: np.savez(temporary, **arrays))  # type: ignore[arg-type]
@@ -259,6 +266,7 @@ class SurfaceFile:
             raise self._kept(error) from error
         self._n_tiles += 1
         fill_cells(self._surface, cells, values)
+        count_reduced(self._surface, cells, batch_size)
 
     def merge(self) -> None:
         """Write all that is known to ``<path>`` by atomic rename; then its tiles may go.

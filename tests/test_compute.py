@@ -24,6 +24,7 @@ from lltoolkit import (
     Subspace,
     compute,
     compute_surface,
+    execute,
     interpolate,
     open_result,
     random_subspace,
@@ -32,6 +33,7 @@ from lltoolkit import (
 from lltoolkit.compute import grid_of
 from lltoolkit.labelled.schema import OBJECTIVE_ATTRS, REQUIRED_ATTRS, SUBSPACE_ATTRS, validate
 from lltoolkit.labelled.surface import cell_order
+from lltoolkit.tensors.evaluate import Evaluator
 from lltoolkit.tensors.machine import count_flops
 from tests.models import BY_NAME, mlp, seeded
 
@@ -53,21 +55,21 @@ def surface_of(objective, subspace, **options):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The points that the engine is asked to measure, in order."""
+    """The points that are measured for a surface, in order."""
     points = []
-    real = compute.FlatEngine.measure
+    real = Evaluator.__call__
 
-    def measure(self, coordinates):
-        points.append(tuple(map(float, coordinates)))
-        return real(self, coordinates)
+    def measure(self, task):
+        points.extend(point for _, point in task.points)
+        return real(self, task)
 
-    monkeypatch.setattr(compute.FlatEngine, "measure", measure)
+    monkeypatch.setattr(Evaluator, "__call__", measure)
     return points
 
 
 @pytest.fixture
 def every_cell_a_tile(monkeypatch):
-    monkeypatch.setattr(compute, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
 
 
 class StopHereError(Exception):
@@ -76,14 +78,14 @@ class StopHereError(Exception):
 
 def stop_after(monkeypatch, n_cells, fault=StopHereError):
     """Let the engine measure `n_cells`, then raise."""
-    real, calls = compute.FlatEngine.measure, itertools.count()
+    real, calls = Evaluator.__call__, itertools.count()
 
-    def measure(self, coordinates):
+    def measure(self, task):
         if next(calls) >= n_cells:
             raise fault
-        return real(self, coordinates)
+        return real(self, task)
 
-    monkeypatch.setattr(compute.FlatEngine, "measure", measure)
+    monkeypatch.setattr(Evaluator, "__call__", measure)
 
 
 def begun(path, monkeypatch, n_cells=4, objective=None, subspace=None, **options):
@@ -147,7 +149,8 @@ def test_the_origin_cell_is_the_minimizer(case):
     objective = Objective(case.model(), case.data(), **case.options)
     surface = surface_of(objective, random_subspace(objective), resolution=3)
     for (split, metric), value in objective.at_minimizer().items():
-        assert float(surface[metric].sel(split=split, alpha=0, beta=0)) == value
+        found = float(surface[metric].sel(split=split, alpha=0, beta=0))
+        assert found == pytest.approx(value, rel=1e-5, abs=1e-7)
 
 
 def test_a_subset_of_examples_gives_standard_errors_at_every_cell():
@@ -305,19 +308,20 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from lltoolkit import compute
+from lltoolkit import execute
+from lltoolkit.tensors.evaluate import Evaluator
 from tests.test_compute import problem, surface_of
 
-compute.TILE_SECONDS = -1.0
-real, calls = compute.FlatEngine.measure, []
+execute.TILE_SECONDS = -1.0
+real, calls = Evaluator.__call__, []
 
-def measure(self, coordinates):
-    calls.append(coordinates)
+def measure(self, task):
+    calls.append(task)
     if len(calls) > 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, coordinates)
+    return real(self, task)
 
-compute.FlatEngine.measure = measure
+Evaluator.__call__ = measure
 surface_of(*problem(), path=sys.argv[1])
 """
 
@@ -383,17 +387,17 @@ def test_a_damaged_tile_is_computed_again(tmp_path, monkeypatch, measured):
 
 
 def test_merges_during_the_run_let_readers_see_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(compute, "TILE_SECONDS", -1.0)
-    monkeypatch.setattr(compute, "MERGE_SECONDS", -1.0)
+    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(execute, "MERGE_SECONDS", -1.0)
     path = tmp_path / "a.surface.nc"
     seen = []
-    real = compute.FlatEngine.measure
+    real = Evaluator.__call__
 
-    def measure(self, coordinates):
+    def measure(self, task):
         seen.append(int((open_result(path)["status"] == 1).sum()))
-        return real(self, coordinates)
+        return real(self, task)
 
-    monkeypatch.setattr(compute.FlatEngine, "measure", measure)
+    monkeypatch.setattr(Evaluator, "__call__", measure)
     surface_of(*problem(), path=path)
     assert seen == list(range(15))
 
@@ -446,13 +450,13 @@ def test_batch_size_and_threads_of_the_file_are_used_on_resume(tmp_path, monkeyp
     save_result(changed, path)
     objective, plane = problem(batch_size=7)
     used = []
-    real = compute.FlatEngine.measure
+    real = Evaluator.__call__
 
-    def measure(self, coordinates):
-        used.append((self.objective.batch_size, self.objective.n_threads))
-        return real(self, coordinates)
+    def measure(self, task):
+        used.append((objective.batch_size, objective.n_threads))
+        return real(self, task)
 
-    monkeypatch.setattr(compute.FlatEngine, "measure", measure)
+    monkeypatch.setattr(Evaluator, "__call__", measure)
     resumed = surface_of(objective, plane, path=path)
     assert set(used) == {(4, 2)}
     assert len(used) == 11
@@ -629,7 +633,7 @@ def test_resume_false_does_not_take_old_tiles_for_its_own(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "fast"}, r"engine='fast' is not one of 'auto', 'flat'"),
+        ({"engine": "fast"}, r"engine='fast' is not one of 'auto', 'plain', 'flat', 'folded', 'batched'"),
         ({"resolution": 1}, r"resolution=1.*at least 2"),
         ({"resolution": 3, "span": math.nan}, r"span=nan.*not finite"),
         ({"coords": GRID, "span": 1}, r"span and coords are both given"),
@@ -657,20 +661,21 @@ FULL = """
 import json, resource, sys
 import torch
 torch.set_num_threads(1)
-from lltoolkit import compute
+from lltoolkit import execute
+from lltoolkit.tensors.evaluate import Evaluator
 from tests.test_compute import problem, surface_of
 
-compute.TILE_SECONDS = -1.0
+execute.TILE_SECONDS = -1.0
 unlimited = resource.RLIM_INFINITY
-real, calls = compute.FlatEngine.measure, []
+real, calls = Evaluator.__call__, []
 
-def measure(self, coordinates):
-    calls.append(coordinates)
+def measure(self, task):
+    calls.append(task)
     if len(calls) == 6:  # from here on no file may grow past the limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
-    return real(self, coordinates)
+    return real(self, task)
 
-compute.FlatEngine.measure = measure
+Evaluator.__call__ = measure
 told = []
 for path, limit in ((sys.argv[1], 200), (sys.argv[2], 4000)):
     calls.clear()

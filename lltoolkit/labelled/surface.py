@@ -2,11 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from scipy import ndimage
 
 from lltoolkit.labelled.schema import STATUS, axes_of, label
+
+if TYPE_CHECKING:
+    from lltoolkit.labelled.plan import Filled
 
 
 def empty_surface(
@@ -16,6 +21,7 @@ def empty_surface(
     *,
     units: str,
     attrs: Mapping[str, str | int | float],
+    n_directions: int | None = None,
 ) -> xr.Dataset:
     """Lay out a surface that nothing has been computed of.
 
@@ -29,19 +35,29 @@ def empty_surface(
         Units of the loss.
     attrs : mapping
         Attributes of the Dataset.
+    n_directions : int, optional
+        Of an ensemble: so many grids along a dim ``direction``, before all others.
 
     Returns
     -------
     xr.Dataset
-        ``<metric>`` (split, alpha, ...) float64, NaN, and ``status`` (alpha, ...) int8, all missing.
+        ``<metric>`` ([direction,] split, alpha, ...) float64, NaN, and ``status`` ([direction,] alpha, ...) int8, all
+        missing.
     """
     shape = tuple(len(values) for values in coords.values())
+    outer = {} if n_directions is None else {"direction": n_directions}
     variables = {
-        name: (("split", *coords), np.full((len(splits), *shape), np.nan), {"units": units} if name == "loss" else {})
+        name: (
+            (*outer, "split", *coords),
+            np.full((*outer.values(), len(splits), *shape), np.nan),
+            {"units": units} if name == "loss" else {},
+        )
         for name in metrics
     }
-    variables["status"] = (tuple(coords), np.full(shape, STATUS["missing"], dtype=np.int8), {})
-    axes = {axis: np.asarray(values, dtype=np.float64) for axis, values in coords.items()}
+    missing = np.full((*outer.values(), *shape), STATUS["missing"], dtype=np.int8)
+    variables["status"] = ((*outer, *coords), missing, {})
+    axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in outer.items()}
+    axes |= {axis: np.asarray(values, dtype=np.float64) for axis, values in coords.items()}
     return label(xr.Dataset(variables, coords={"split": list(splits), **axes}, attrs=dict(attrs)))
 
 
@@ -80,16 +96,78 @@ def fill_cells(surface: xr.Dataset, cells: np.ndarray, values: Mapping[str, np.n
     values : mapping
         Metric to its values, shape ``(n_splits, k)``.
     """
+    where = np.unravel_index(cells, surface["status"].shape)
     for name, block in values.items():
-        grid = surface[name].values
-        grid.reshape(grid.shape[0], -1)[:, cells] = block
-    surface["status"].values.reshape(-1)[cells] = STATUS["computed"]
+        by_split(surface, name)[(slice(None), *where)] = block
+    surface["status"].values[where] = STATUS["computed"]
+
+
+def fill_rest(surface: xr.Dataset, place: int, filled: "Filled", *, sampled: bool) -> None:
+    """Write what a plan filled in into the cells that were not computed; in place.
+
+    Parameters
+    ----------
+    surface : xr.Dataset
+        From `empty_surface`.
+    place : int
+        Number of the direction, 0 where there is one only.
+    filled : Filled
+        What the plan returned.
+    sampled : bool
+        Whether the computed cells come with standard errors of their own, from a subset of the examples: then a cell
+        takes its nearest computed cell's. Otherwise standard errors are the plan's.
+    """
+    status = surface["status"].values
+    status = status[place] if "direction" in surface.dims else status
+    rest = status.reshape(-1) != STATUS["computed"]
+    nearest = ndimage.distance_transform_edt(
+        rest.reshape(status.shape), return_distances=False, return_indices=True
+    ).reshape(status.ndim, -1)
+    for name in filled.values:
+        for target, values in ((name, filled.values[name]), (f"{name}_se", filled.errors.get(name))):
+            if target not in surface:
+                continue
+            grid = by_split(surface, target)
+            grid = grid[:, place] if "direction" in surface.dims else grid
+            if target != name and sampled:
+                grid[:] = grid[(slice(None), *nearest)].reshape(grid.shape)
+            elif target != name:
+                grid[:] = np.where(rest, values, 0.0).reshape(grid.shape)
+            else:
+                grid[:] = np.where(rest, values, grid.reshape(len(grid), -1)).reshape(grid.shape)
+    status[:] = np.where(rest, filled.status, STATUS["computed"]).reshape(status.shape)
 
 
 def missing_cells(surface: xr.Dataset) -> np.ndarray:
-    """Return the flat positions that are not computed yet, in the order of computing."""
+    """Return the flat positions that are not computed yet, in the order of computing; of an ensemble, one by one."""
     order = cell_order({axis: surface[axis].values for axis in axes_of(surface)})
-    return order[surface["status"].values.reshape(-1)[order] == STATUS["missing"]]
+    missing = surface["status"].values.reshape(-1, len(order)) == STATUS["missing"]
+    cell, direction = np.nonzero(missing[:, order].T)
+    return direction * len(order) + order[cell]
+
+
+def by_split(surface: xr.Dataset, name: str) -> np.ndarray:
+    """View a variable's values with the split first, then the dims of ``status``: ``(n_splits, ...)``."""
+    return np.moveaxis(surface[name].values, surface[name].dims.index("split"), 0)
+
+
+def read_cells(surface: xr.Dataset, name: str, cells: np.ndarray) -> np.ndarray:
+    """Return a variable's values at flat positions, shape ``(n_splits, k)``."""
+    return by_split(surface, name)[(slice(None), *np.unravel_index(cells, surface["status"].shape))]
+
+
+def cells_with(surface: xr.Dataset, *statuses: str) -> np.ndarray:
+    """Return the flat positions, rising, whose status is one of these words."""
+    return np.flatnonzero(np.isin(surface["status"].values.reshape(-1), [STATUS[word] for word in statuses]))
+
+
+def forget_filled(surface: xr.Dataset) -> None:
+    """Make cells that were interpolated or estimated missing again; in place."""
+    where = np.unravel_index(cells_with(surface, "interpolated", "estimated"), surface["status"].shape)
+    for name in surface.data_vars:
+        if name != "status":
+            by_split(surface, str(name))[(slice(None), *where)] = np.nan
+    surface["status"].values[where] = STATUS["missing"]
 
 
 def adopt_cells(surface: xr.Dataset, old: xr.Dataset) -> bool:
@@ -109,7 +187,8 @@ def adopt_cells(surface: xr.Dataset, old: xr.Dataset) -> bool:
         places.append(nearest)
     window = np.ix_(*places)
     for name in surface.data_vars:
-        surface[name].values[(..., *window)] = old[name].values
+        if name in old:
+            surface[name].values[(..., *window)] = old[name].values
     return True
 
 
@@ -122,11 +201,24 @@ def count_nonfinite(surface: xr.Dataset) -> dict[str, int]:
         ``n_nan`` and ``n_inf``.
     """
     computed = surface["status"].values != STATUS["missing"]
-    loss = surface["loss"].transpose("split", *axes_of(surface)).values
+    loss = by_split(surface, "loss")
     return {
         "n_nan": int((np.isnan(loss).any(axis=0) & computed).sum()),
         "n_inf": int((np.isinf(loss).any(axis=0) & computed).sum()),
     }
+
+
+def count_reduced(surface: xr.Dataset, cells: np.ndarray, batch_size: int | None) -> None:
+    """Count cells that were computed in smaller batches than the surface's, because memory ran out; in place.
+
+    Their last bits may differ. Attributes ``n_cells_smaller_batch`` and ``smallest_batch_size``, absent where all is
+    well.
+    """
+    if batch_size is None or batch_size >= surface.attrs.get("batch_size", 0):
+        return
+    attrs = surface.attrs
+    attrs["n_cells_smaller_batch"] = int(attrs.get("n_cells_smaller_batch", 0)) + len(cells)
+    attrs["smallest_batch_size"] = min(int(attrs.get("smallest_batch_size", batch_size)), batch_size)
 
 
 def tile_id(surface: xr.Dataset) -> str:

@@ -1,19 +1,50 @@
-"""Engines: many points of one subspace measured fast.
+"""Engines: many points of subspaces measured fast, each the same whatever was measured before it.
 
-There is one engine so far, "flat": the weights of a cell are written into one flat buffer from the origin
-(never by accumulated steps, which drift), with the data resident on the device.
+``plain``
+    The weights of a cell are made anew and given to the objective, as a loop by hand would do.
+``flat``
+    They are written into one flat tensor on the device, from the origin and never by accumulated steps.
+``folded``
+    As flat, and every convolution carries the batch norm, sum and ReLU that follow it; see `folding`.
+``batched``
+    Several cells at once, by `torch.func.vmap`.
+
+Which one is best follows from the model and the device alone (`auto`), never from a clock.
 """
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
 
-from lltoolkit.tensors.objective import Objective, Values
+from lltoolkit.errors import require_choice
+from lltoolkit.tensors.examples import Examples, Inputs
+from lltoolkit.tensors.folding import CannotFold, FoldedNetwork, agree
+from lltoolkit.tensors.graphs import Replayed
+from lltoolkit.tensors.machine import arithmetic
+from lltoolkit.tensors.objective import Forward, Objective, PerExample, Values
 from lltoolkit.tensors.params import move
 from lltoolkit.tensors.subspace import Subspace, require_fit
 
+Point: TypeAlias = Sequence[float]
+ENGINES = ("auto", "plain", "flat", "folded", "batched")
+_TRIAL = 4  # examples on which an engine is compared with the network itself
 
-class FlatEngine:
+log = logging.getLogger(__name__)
+
+
+class CannotBatch(ValueError):  # noqa: N818 - a reason, not a fault
+    """The batched engine can't take this model; the text says why."""
+
+
+class Engine:
     """Measure an objective at points of a subspace.
 
     Parameters
@@ -23,17 +54,57 @@ class FlatEngine:
     subspace : Subspace
         Where.
 
+    Attributes
+    ----------
+    name : str
+        Of the engine.
+
     Raises
     ------
     ValueError
         If the subspace is of another model, or of another minimizer whose buffers nobody knows.
     """
 
-    name = "flat"
+    name = "plain"
+    group = 1  # cells that it takes at once
 
     def __init__(self, objective: Objective, subspace: Subspace) -> None:
         require_match(objective, subspace)
         self.objective = objective
+        self.subspace = subspace
+
+    def measure(self, point: Point) -> Values:
+        """Measure one point, given by its coordinates."""
+        return self.measure_points([point])[0]
+
+    def measure_points(self, points: Sequence[Point]) -> list[Values]:
+        """Measure points, each given by its coordinates."""
+        return [self.objective.summarize(gathered) for gathered in self.gather(points)]
+
+    def gather(self, points: Sequence[Point], positions: Mapping[str, Tensor] | None = None) -> Iterator[PerExample]:
+        """Measure every example, or those at `positions` of each split, at each point in turn."""
+        for point in points:
+            with self.objective.lock:
+                self._write(point)
+                yield from self.objective.gather(self._forward(), positions=positions)
+
+    def _write(self, point: Point) -> None:
+        network = self.objective.network
+        theta = self.subspace.at(*point)
+        network.flat.copy_(network.flatten(theta))
+        network.write_buffers(theta)
+
+    def _forward(self) -> Forward:
+        return lambda inputs: [self.objective.network(inputs)]
+
+
+class FlatEngine(Engine):
+    """Write a cell's weights into one flat tensor on the device."""
+
+    name = "flat"
+
+    def __init__(self, objective: Objective, subspace: Subspace) -> None:
+        super().__init__(objective, subspace)
         network = objective.network
         self._origin = network.flatten(subspace.origin)
         self._directions = [network.flatten(direction) for direction in subspace.directions]
@@ -41,16 +112,301 @@ class FlatEngine:
         device = network.device
         self._buffers = {name: subspace.origin[name].to(device) for name in moved}
         self._buffer_steps = [{name: direction[name].to(device) for name in moved} for direction in subspace.directions]
+        self._network = self._replayed(network)
 
-    def measure(self, coordinates: Sequence[float]) -> Values:
-        """Measure one point, given by its coordinates."""
+    def _replayed(self, network: Callable[[Inputs], Any]) -> Callable[[Inputs], Any]:
+        """Replay a network from CUDA graphs, on a GPU and where its buffers stay as they are while it runs."""
+        on_gpu = self.objective.device.type == "cuda" and self.objective.buffers != "recompute"
+        return Replayed(network) if on_gpu else network
+
+    def _forward(self) -> Forward:
+        return lambda inputs: [self._network(inputs)]
+
+    def _write(self, point: Point) -> None:
         network = self.objective.network
-        with self.objective.lock:
-            network.flat.copy_(self._origin)
-            for direction, coordinate in zip(self._directions, coordinates, strict=True):
-                network.flat.add_(direction, alpha=float(coordinate))
-            network.write_buffers(move(self._buffers, self._buffer_steps, coordinates))
-            return self.objective.measure_current()
+        network.flat.copy_(self._origin)
+        for direction, coordinate in zip(self._directions, point, strict=True):
+            network.flat.add_(direction, alpha=float(coordinate))
+        network.write_buffers(move(self._buffers, self._buffer_steps, point))
+
+
+class FoldedEngine(FlatEngine):
+    """As flat, with batch norm, sums and ReLU folded into the convolutions before them.
+
+    Where no direction moves a batch norm's scale or variance, the folded weights are affine in the coordinates: origin
+    and directions are folded once, in float64. Otherwise every cell is folded anew.
+
+    Raises
+    ------
+    CannotFold
+        If the model can't be folded; the text says why.
+    """
+
+    name = "folded"
+
+    def __init__(self, objective: Objective, subspace: Subspace) -> None:
+        if objective.buffers == "recompute":
+            raise CannotFold("buffers='recompute' needs batch norm as a layer of its own")
+        super().__init__(objective, subspace)
+        with objective.lock, torch.no_grad(), arithmetic(objective.device):
+            self._write_flat([0.0] * subspace.dims)
+            inputs = objective.examples[objective.splits[0]].take(slice(0, _TRIAL)).inputs
+            self._folded = FoldedNetwork(objective.network, inputs)
+            self._network = self._replayed(self._folded)
+            self._affine: list[Tensor] | None = None
+            origin = {name: tensor.double() for name, tensor in subspace.origin.items()}
+            moved = {name for d in subspace.directions for name, step in d.items() if bool(step.any())}
+            if self._folded.is_affine_in(moved):
+                base = self._folded.fold(origin)
+                ends = [{name: origin[name] + step for name, step in d.items()} for d in subspace.directions]
+                self._affine = [base, *(self._folded.fold(end) - base for end in ends)]
+
+    def _write_flat(self, point: Point) -> None:
+        super()._write(point)
+
+    def _write(self, point: Point) -> None:
+        self._write_flat(point)  # all that is not folded
+        if self._affine is None:
+            self._folded.write(self._folded.fold())
+            return
+        base, *steps = self._affine
+        folded = base.clone()
+        for step, coordinate in zip(steps, point, strict=True):
+            folded.add_(step, alpha=float(coordinate))
+        self._folded.write(folded)
+
+
+class BatchedEngine(FlatEngine):
+    """Run several cells at once, by `torch.func.vmap` over their weights.
+
+    Raises
+    ------
+    CannotBatch
+        If the model can't be run so; the text says why.
+    """
+
+    name = "batched"
+    group = 8  # enough to spread the calls, few enough for the cache
+
+    def __init__(self, objective: Objective, subspace: Subspace) -> None:
+        if objective.buffers == "recompute":
+            raise CannotBatch("buffers='recompute' needs the batch norm of one cell at a time")
+        super().__init__(objective, subspace)
+        self._moving = self._moving_tensors()
+        self._compare()
+
+    def gather(self, points: Sequence[Point], positions: Mapping[str, Tensor] | None = None) -> Iterator[PerExample]:
+        """Measure every example, or those at `positions` of each split, at each point in turn."""
+        for start in range(0, len(points), self.group):
+            group = list(points[start : start + self.group])
+            # Always as many cells: a library may compute another number of them in another order of additions.
+            with self.objective.lock:
+                self._stack(group + [group[-1]] * (self.group - len(group)))
+                yield from self.objective.gather(self._forward(), self.group, positions)[: len(group)]
+
+    def _moving_tensors(self) -> dict[str, Tensor]:
+        """Give what moves by every name that the model has for it: tied weights have several."""
+        network = self.objective.network
+        weights = {id(twin) for twins in network._views.values() for twin in twins}
+        moving = {name: tensor for name, tensor in network.model.named_parameters() if id(tensor) in weights}
+        return moving | {name: t for name, t in network.model.named_buffers() if name in self.subspace.buffer_names}
+
+    def _stack(self, points: Sequence[Point]) -> None:
+        cells = []
+        for point in points:
+            self._write(point)
+            cells.append({name: tensor.clone() for name, tensor in self._moving.items()})
+        self._stacked = {name: torch.stack([cell[name] for cell in cells]) for name in cells[0]}
+
+    def _forward(self) -> Forward:
+        network = self.objective.network
+
+        def run(state: dict[str, Tensor], inputs: Any) -> Any:
+            arguments = () if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
+            named = inputs if isinstance(inputs, dict) else None
+            return functional_call(network.model, state, arguments, named, tie_weights=True)
+
+        def forward(inputs: Any) -> list[Any]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # vmap tells of operators that it runs one by one
+                together = vmap(run, in_dims=(0, None))(self._stacked, inputs)
+            return [tree_map(lambda leaf, cell=cell: leaf[cell], together) for cell in range(self.group)]
+
+        return forward
+
+    def _compare(self) -> None:
+        """Compare the answers with the network's own: vmap can't do all that a forward may."""
+        objective = self.objective
+        inputs = objective.examples[objective.splits[0]].take(slice(0, _TRIAL)).inputs
+        with objective.lock, torch.no_grad(), arithmetic(objective.device):
+            origin = [0.0] * self.subspace.dims
+            self._stack([origin] * self.group)
+            try:
+                found = self._forward()(inputs)[0]
+            except Exception as error:  # whatever vmap stumbles over
+                raise CannotBatch(f"vmap fails with {type(error).__name__}: {str(error).splitlines()[0]}") from error
+            self._write(origin)
+            if not agree(objective.network(inputs), found):
+                raise CannotBatch("vmap gives other answers than the network itself")
+
+
+def make_engine(objective: Objective, subspace: Subspace, engine: str = "auto") -> Engine:
+    """Choose and make the engine for a model, from static facts alone.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is measured.
+    subspace : Subspace
+        Where.
+    engine : {"auto", "plain", "flat", "folded", "batched"}
+        By name, or "auto": folded where the model has convolutions that can be folded, else flat. (Batched was nowhere
+        measured to win on a CPU.) One that can't take the model gives way to flat, with the reason in the log.
+
+    Returns
+    -------
+    Engine
+        `engine.name` says which it became.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a subspace that does not fit the objective.
+    """
+    require_choice("engine", engine, ENGINES)
+    if engine in ("auto", "folded"):
+        try:
+            return FoldedEngine(objective, subspace)
+        except CannotFold as error:
+            level = logging.INFO if engine == "auto" else logging.WARNING
+            log.log(level, "the folded engine can't take this model: %s; flat computes it", error)
+    if engine == "batched":
+        try:
+            return BatchedEngine(objective, subspace)
+        except CannotBatch as error:
+            log.warning("the batched engine can't take this model: %s; flat computes it", error)
+    return Engine(objective, subspace) if engine == "plain" else FlatEngine(objective, subspace)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some cells to measure together.
+
+    Attributes
+    ----------
+    cells : ndarray
+        Shape ``(k,)``: their numbers, for whoever asked.
+    points : list
+        For each cell the place of its subspace in the list of them, and its coordinates.
+    positions : dict or None
+        By split the examples to measure, shape ``(m,)``, int64; None: all of them, and their means.
+    examples : bool
+        Give every example's values, too.
+    """
+
+    cells: np.ndarray
+    points: list[tuple[int, tuple[float, ...]]]
+    positions: dict[str, np.ndarray] | None = None
+    examples: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task gave, cell by cell.
+
+    Attributes
+    ----------
+    values : list of dict
+        Means over all examples; empty where only some were measured.
+    examples : list of dict
+        ``{(split, name): ndarray}`` of the examples measured, where asked for.
+    batch_size : int
+        Of the forward passes; smaller than it was set to where memory ran out.
+    """
+
+    values: list[Values]
+    examples: list[dict[tuple[str, str], np.ndarray]]
+    batch_size: int
+
+
+class Evaluator:
+    """Do tasks: an objective with the engines of some subspaces.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is measured.
+    subspaces : sequence of Subspace
+        Where; their engines are made when they are first needed.
+    how : mapping
+        ``engine``, ``batch_size``, ``n_threads`` and ``precision``.
+    """
+
+    def __init__(self, objective: Objective, subspaces: Sequence[Subspace], how: Mapping[str, Any]) -> None:
+        self._objective = objective
+        self._subspaces = subspaces
+        self._engine = str(how["engine"])
+        self._engines: dict[int, Engine] = {}
+        objective.compute_as(int(how["batch_size"]), int(how["n_threads"]), str(how["precision"]))
+
+    @classmethod
+    def make(
+        cls,
+        objective: Objective,
+        subspaces: Sequence[Subspace],
+        how: Mapping[str, Any],
+        examples: Mapping[str, Examples],
+        device: str | None,
+    ) -> "Evaluator":
+        """Make one in a worker, from an objective that came without its examples."""
+        objective.attach(examples)
+        return cls(objective, subspaces, how)
+
+    def engine(self, place: int) -> Engine:
+        """Return the engine of a subspace."""
+        if place not in self._engines:
+            self._engines[place] = make_engine(self._objective, self._subspaces[place], self._engine)
+        return self._engines[place]
+
+    def __call__(self, task: Task) -> Result:
+        """Measure a task's cells.
+
+        Returns
+        -------
+        Result
+            In the order of the task.
+
+        Raises
+        ------
+        ValueError
+            If values of every example are wanted, and a function of the caller's gives means of batches.
+        """
+        positions = None
+        if task.positions is not None:
+            positions = {split: torch.as_tensor(chosen) for split, chosen in task.positions.items()}
+        values: list[Values] = []
+        examples: list[dict[tuple[str, str], np.ndarray]] = []
+        for gathered in self._gather(task, positions):
+            if positions is None:
+                values.append(self._objective.summarize(gathered))
+            if task.examples or positions is not None:
+                if coarse := [name for (_, name), found in gathered.items() if not found.per_example]:
+                    raise ValueError(
+                        f"{coarse[0]} is a mean over a batch; examples='two-level' needs the value of every example. "
+                        "Return a tensor of shape (B,)."
+                    )
+                examples.append({key: found.values.cpu().numpy() for key, found in gathered.items()})
+        return Result(values, examples, self._objective.batch_size)
+
+    def _gather(self, task: Task, positions: Mapping[str, Tensor] | None) -> Iterator[PerExample]:
+        start = 0
+        while start < len(task.points):  # neighbours of one subspace together
+            place = task.points[start][0]
+            stop = start
+            while stop < len(task.points) and task.points[stop][0] == place:
+                stop += 1
+            yield from self.engine(place).gather([point for _, point in task.points[start:stop]], positions)
+            start = stop
 
 
 def require_match(objective: Objective, subspace: Subspace) -> None:

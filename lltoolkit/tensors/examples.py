@@ -79,9 +79,14 @@ class Examples:
         """Return the examples of a slice."""
         return Batch(_map(self.inputs, lambda leaf: leaf[part]), None if self.target is None else self.target[part])
 
-    def largest_input(self) -> int:
-        """Count the numbers in one example's largest input tensor."""
-        return max(leaf[0].numel() for leaf in _leaves(self.inputs))
+    def pick(self, positions: Tensor) -> "Examples":
+        """Copy the examples at `positions`, shape ``(m,)``, in that order."""
+
+        def chosen(leaf: Tensor) -> Tensor:
+            return leaf.index_select(0, positions.to(leaf.device))
+
+        target = None if self.target is None else chosen(self.target)
+        return Examples(_map(self.inputs, chosen), target, self.n_total)
 
     def shapes(self) -> str:
         """Describe the inputs of one example for an error message."""

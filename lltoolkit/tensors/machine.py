@@ -6,12 +6,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 # A batch with less work than this runs on one thread. On 8x8 images (3 GFLOP a batch of 300) a second thread gains
 # little, and where another program has that core the two wait for each other at every layer: measured 20 times slower.
 # A batch of 64 CIFAR images through ResNet-20 is 5 GFLOP, and gains 1.5x from the second core.
 FLOPS_FOR_THREADS = 4e9
+# A batch is as large as lets its largest activation fill this: 64 images of 3x32x32 in ResNet-20 (the next layer finds
+# it in the cache), 1,024 of 8x8 in a small network (fewer, and the calls cost more than the arithmetic).
+# Measured by benchmarks/, `python -m benchmarks batch`.
+ACTIVATION_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+LARGEST_BATCH = 4096
+PRECISIONS = ("exact", "tf32", "bf16")
 
 _HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
 
@@ -44,26 +53,51 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def default_batch_size(largest_input: int, largest_output: int, device: torch.device) -> int:
+def default_batch_size(largest_activation: int, largest_output: int, device: torch.device) -> int:
     """Choose the examples per forward pass from sizes alone, never from a clock: a resume must choose the same.
 
     Parameters
     ----------
-    largest_input, largest_output : int
-        Numbers in one example's input and in the model's answer to it.
+    largest_activation : int
+        Bytes of the largest tensor that one example makes on its way through the network.
+    largest_output : int
+        Numbers in the model's answer to one example.
     device : torch.device
         A GPU takes sixteen times as many.
 
     Returns
     -------
     int
-        About 64 images of 3x32x32 on a CPU (activations stay in the cache), at most 512, at least 16 unless
-        the answers alone (a language model's logits, in float64) would fill 256 MB.
+        About 64 images of 3x32x32 in ResNet-20 on a CPU (activations stay in the cache), at most 4,096, at least 16
+        unless the answers alone (a language model's logits, in float64) would fill 256 MB.
     """
-    scale = 16 if device.type == "cuda" else 1
-    by_input = max(16, min(512, 64 * 3 * 32 * 32 // largest_input))
-    by_output = max(1, 2**25 // largest_output)
-    return scale * min(by_input, by_output)
+    room = ACTIVATION_BYTES.get(device.type, ACTIVATION_BYTES["cuda"])
+    by_activation = max(16, min(LARGEST_BATCH, room // largest_activation))
+    by_output = max(1, (1 if device.type == "cpu" else 16) * 2**25 // largest_output)
+    return min(by_activation, by_output)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Watch the tensors that operators make and remember the bytes of the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            # A view makes nothing; an expanded one would count memory that nobody holds.
+            if isinstance(leaf, Tensor) and not func.is_view:
+                self.n_bytes = max(self.n_bytes, leaf.numel() * leaf.element_size())
+        return made
+
+
+def largest_activation(forward: Callable[[], object]) -> int:
+    """Find the bytes of the largest tensor that a forward pass makes, at least 1."""
+    with torch.no_grad(), _LargestTensor() as watch:
+        forward()
+    return watch.n_bytes
 
 
 def count_flops(forward: Callable[[], object]) -> float:
@@ -118,23 +152,41 @@ def without_cudnn() -> Iterator[None]:
 
 
 @contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Switch TF32, bfloat16, autocast and autotuning off for a while: they change float32 results by up to 1e-3."""
+def arithmetic(device: torch.device, precision: str = "exact") -> Iterator[None]:
+    """Compute in a given precision for a while, whatever the caller has switched on.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where it is computed.
+    precision : {"exact", "tf32", "bf16"}
+        "exact": float32 as IEEE has it, without TF32, bfloat16, autocast and autotuning, which change results by up to
+        1e-3. "tf32": matrix products and convolutions of a GPU with 10-bit fractions. "bf16": autocast to bfloat16.
+
+    Yields
+    ------
+    None
+        While it holds.
+    """
     backends: Any = torch.backends
     # Reading or setting the old switches raises in newer torch where the user has set the new ones, or "medium".
     places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn] if _HAS_FP32_PRECISION else []
+    n_cuda = len(places)
     places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn] if _HAS_FP32_PRECISION else []
     before = [place.fp32_precision for place in places]
     old = None if _HAS_FP32_PRECISION else (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
     tuning = backends.cudnn.benchmark, backends.cudnn.deterministic
+    tf32 = precision == "tf32"
     try:
-        for place in places:
-            place.fp32_precision = "ieee"
+        for place in places[:n_cuda]:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+        for place in places[n_cuda:]:
+            place.fp32_precision = "ieee"  # a CPU has no TF32
         if old is not None:
-            torch.set_float32_matmul_precision("highest")
-            backends.cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            backends.cudnn.allow_tf32 = tf32
         backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         backends.cudnn.benchmark, backends.cudnn.deterministic = tuning
@@ -143,3 +195,8 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         if old is not None:
             torch.set_float32_matmul_precision(old[0])
             backends.cudnn.allow_tf32 = old[1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -3,7 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -146,6 +147,48 @@ def require_labels(output: Any, target: Tensor, where: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Values of one quantity over examples, and how much each counts in their mean.
+
+    Attributes
+    ----------
+    values : Tensor
+        Shape ``(n,)``, float64.
+    weights : Tensor or None
+        The same shape; None where each counts as one.
+    per_example : bool
+        Whether each value belongs to one example; otherwise to a batch.
+    """
+
+    values: Tensor
+    weights: Tensor | None
+    per_example: bool
+
+    @classmethod
+    def join(cls, parts: Sequence["Gathered"]) -> "Gathered":
+        """Put the values of several batches together, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = torch.cat([torch.ones_like(p.values) if p.weights is None else p.weights for p in parts])
+        return cls(torch.cat([p.values for p in parts]), weights, all(p.per_example for p in parts))
+
+    def sum(self) -> Tensor:
+        """Sum the weighted values, a scalar that still has its gradient."""
+        return self.values.sum() if self.weights is None else (self.weights * self.values).sum()
+
+    def total_weight(self) -> float:
+        """Sum the weights."""
+        return float(self.values.numel() if self.weights is None else self.weights.sum())
+
+    def mean(self) -> float:
+        """Average the values; NaN where the weights sum to 0."""
+        total = self.total_weight()
+        return float(self.sum()) / total if total else math.nan
+
+
 class Measures:
     """The loss and the metrics of an objective.
 
@@ -220,38 +263,40 @@ class Measures:
                 function(output, _cast(target, torch.float32))
                 self.exact[name] = False
                 log.info("%s is computed in the model's own precision: in float64 it fails with %s", name, error)
-        for name, values in self(output, target, size).items():
-            self.weight(name, target, size, values)
+        self(output, target, size)
 
-    def __call__(self, output: Any, target: Any, size: int) -> dict[str, Tensor]:
+    def __call__(self, output: Any, target: Any, size: int) -> dict[str, Gathered]:
         """Measure one batch.
 
         Returns
         -------
         dict
-            Name to float64 values, shape ``(B,)``, or a scalar where the function returns a mean.
+            Name to what was measured: one value per example, or one for the batch where the function returns a mean.
 
         Raises
         ------
         ValueError
             If a function returns another shape.
         """
+        exact = (_cast(output), _cast(target)) if any(self.exact.values()) else None
         measured = {}
         for name, function in self.functions.items():
-            given = (_cast(output), _cast(target)) if self.exact[name] else (output, _cast(target, torch.float32))
+            given = exact if exact and self.exact[name] else (output, _cast(target, torch.float32))
             values = torch.as_tensor(function(*given)).double()
             if values.shape not in ((), (size,)):
                 raise ValueError(
                     f"{name} has the shape {tuple(values.shape)} for a batch of {size}: return one value per example, "
                     f"({size},), or their mean, a single number."
                 )
-            measured[name] = values
+            weights = self._weights(name, target, size, values)
+            measured[name] = Gathered(values.reshape(-1), weights, per_example=values.ndim == 1)
         return measured
 
-    def weight(self, name: str, target: Any, size: int, values: Tensor) -> Tensor:
-        """Weights of `values` in the mean over all examples: as many as there are values, float64."""
-        counted = torch.ones(size) if self.count is None else torch.as_tensor(self.count(target))
-        counted = counted.to(device=values.device, dtype=torch.float64)
+    def _weights(self, name: str, target: Any, size: int, values: Tensor) -> Tensor | None:
+        """Weights of `values` in the mean over all examples, float64; None where each counts as one."""
+        if self.count is None:
+            return None if values.ndim else torch.full((1,), float(size), dtype=torch.float64, device=values.device)
+        counted = torch.as_tensor(self.count(target)).to(device=values.device, dtype=torch.float64)
         if values.ndim == 0:
             return counted.sum().reshape(1)
         if counted.shape != values.shape:
@@ -298,13 +343,13 @@ def _cast(value: Any, dtype: torch.dtype = torch.float64) -> Any:
     return value
 
 
-def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
+def standard_error(values: Tensor, weights: Tensor | None, n_total: int) -> float:
     """Estimate the standard error of a weighted mean over examples drawn without replacement.
 
     Parameters
     ----------
     values, weights : Tensor
-        Shape ``(n,)``, float64.
+        Shape ``(n,)``, float64; weights None for equal ones.
     n_total : int
         Size of what they were drawn from, at least n.
 
@@ -320,6 +365,7 @@ def standard_error(values: Tensor, weights: Tensor, n_total: int) -> float:
         return 0.0
     if n < 2:
         return math.nan
+    weights = torch.ones_like(values) if weights is None else weights
     residuals = weights * (values - (weights * values).sum() / weights.sum())
     variance = residuals.square().sum() / (n - 1) * n / weights.sum().square()
     return float((variance * (1 - n / n_total)).sqrt())

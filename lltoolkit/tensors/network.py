@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from lltoolkit.tensors.examples import Examples, Inputs
 from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, parameters_of, weights_of
 
 log = logging.getLogger(__name__)
+
+_DEVICE: ContextVar[torch.device | None] = ContextVar("device of unpickled networks", default=None)
 
 
 class Network:
@@ -62,15 +66,57 @@ class Network:
                 parameter.data = self.flat[start:stop].view(parameter.shape)
             self._views[name] = groups[name]
             start = stop
-        self._live_buffers = {name: t for name, t in self.model.named_buffers() if t.is_floating_point()}
+        self._find_parts()
         if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in self.model.modules()):
             log.warning(
                 "the model has batch norm without running statistics: it normalizes each batch by itself, so values "
                 "depend on batch_size"
             )
+
+    def _find_parts(self) -> None:
+        """Find again what is written and asked for at every cell: the model's own buffers and batch norms."""
+        self._live_buffers = {name: t for name, t in self.model.named_buffers() if t.is_floating_point()}
         self.batch_norms = [
             module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickle would write the whole flat tensor once for every view of it, and part the views from it for good: the
+        # model is written with empty parameters in their place. On the CPU, so that `loading_on` can choose the device.
+        memo: dict[int, Any] = {}
+        for group in self._views.values():
+            for parameter in group:
+                empty = nn.Parameter(self.flat.new_empty(0, device="cpu"), requires_grad=False)
+                empty.__dict__.update(parameter.__dict__)
+                memo[id(parameter)] = empty
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        views = {
+            first: (tuple(group[0].shape), [names[id(parameter)] for parameter in group])
+            for first, group in self._views.items()
+        }
+        model = copy.deepcopy(self.model, memo).to("cpu")
+        replaced = {"model": model, "flat": self.flat.cpu(), "_views": views}
+        return {
+            name: replaced.get(name, value)
+            for name, value in self.__dict__.items()
+            if name not in ("_live_buffers", "batch_norms")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.device = _DEVICE.get() or state["device"]
+        self.model = state["model"].to(self.device)
+        self.flat = state["flat"].to(self.device)
+        parameters = dict(self.model.named_parameters())
+        self._views = {}
+        start = 0
+        for first, (shape, names) in state["_views"].items():
+            stop = start + math.prod(shape)
+            self._views[first] = [parameters[name] for name in names]
+            for parameter in self._views[first]:
+                parameter.data = self.flat[start:stop].view(shape)
+            start = stop
+        self._find_parts()
 
     def flatten(self, vector: Params) -> Tensor:
         """Lay out a vector as `flat` is: shape ``(n_weights,)``, on the network's device."""
@@ -134,6 +180,16 @@ class Network:
             for leaf in leaves:
                 leaf.requires_grad_(False)
                 leaf.grad = None
+
+
+@contextmanager
+def loading_on(device: torch.device | str | None) -> Iterator[None]:
+    """Let networks that are unpickled meanwhile live on `device`, instead of the one that they were pickled on."""
+    token = _DEVICE.set(None if device is None else torch.device(device))
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)
 
 
 def _twins(model: nn.Module, copied: nn.Module) -> dict[str, list[nn.Parameter]]:

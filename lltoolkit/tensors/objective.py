@@ -4,29 +4,43 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
-from lltoolkit.tensors.examples import Examples, read_splits, sha256_of_splits
+from lltoolkit.tensors.examples import Examples, Inputs, read_splits, sha256_of_splits
 from lltoolkit.tensors.machine import (
+    arithmetic,
     count_flops,
     default_batch_size,
     default_threads,
-    exact_arithmetic,
+    is_out_of_memory,
+    largest_activation,
     resolve_device,
     using_threads,
     without_cudnn,
 )
-from lltoolkit.tensors.measures import LOSSES, Measure, Measures, is_classification, require_labels, standard_error
+from lltoolkit.tensors.measures import (
+    LOSSES,
+    Gathered,
+    Measure,
+    Measures,
+    is_classification,
+    require_labels,
+    standard_error,
+)
 from lltoolkit.tensors.network import Network
 from lltoolkit.tensors.params import ParameterFilter, Params, sha256
 from lltoolkit.tensors.subspace import require_fit
 
 Values: TypeAlias = dict[tuple[str, str], float]
+PerExample: TypeAlias = dict[tuple[str, str], Gathered]
+Forward: TypeAlias = Callable[[Inputs], Sequence[Any]]  # a batch of inputs to the answer of each cell in turn
+R = TypeVar("R")
 BUFFERS = ("frozen", "interpolate", "recompute")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 REPEAT_TOLERANCE = 1e-6  # two measurements of the same weights may differ by so much, relative or absolute
@@ -43,8 +57,9 @@ class Objective:
 
     Parameters
     ----------
-    model : nn.Module
-        Any module, on any device, in any mode, with any mixture of dtypes.
+    model : nn.Module or callable
+        Any module, on any device, in any mode, with any mixture of dtypes. Or a factory, a function without arguments
+        that returns one, trained: for models that can't be pickled on their way to other processes and machines.
     data : mapping, tuple, Dataset or DataLoader
         ``{"train": split, "test": split}`` or one split. A split is ``(inputs, target)`` of tensors or
         arrays (inputs may be a tuple or a dict of tensors), a map-style Dataset, a DataLoader, or one
@@ -60,7 +75,8 @@ class Objective:
         the same, but a subspace that does not move them is refused. "recompute": estimated anew at
         every cell from the examples of the first split, in batches of `batch_size` and weighted by their sizes.
     batch_size : int, optional
-        Examples per forward pass; by default from the size of an example, see `default_batch_size`.
+        Examples per forward pass; by default from the sizes of activations, see `default_batch_size`. Where memory runs
+        out, it is halved, until it fits.
     device : str
         "auto", "cpu", "cuda", "cuda:1", ...
     dtype : {"float32", "float64"}
@@ -105,7 +121,7 @@ class Objective:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[], nn.Module],
         data: Any,
         *,
         loss: str | Measure = "cross_entropy",
@@ -121,8 +137,8 @@ class Objective:
     ) -> None:
         require_choice("buffers", buffers, BUFFERS)
         require_choice("dtype", dtype, DTYPES)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
+        self._factory = None if isinstance(model, nn.Module) else model
+        model = _build(model)
         if batch_size is not None:
             batch_size = require_whole("batch_size", batch_size, least=1)
         seed = require_whole("seed", seed)
@@ -151,13 +167,15 @@ class Objective:
         self._measures = Measures(loss, metrics, count)
         self._measures.to(self.device)
         self.units = self._measures.units
+        self.precision = "exact"
         largest_output = self._settle()
-        largest_input = max(examples.largest_input() for examples in splits.values())
-        self.batch_size = batch_size or default_batch_size(largest_input, largest_output, self.device)
         first = self.examples[self.splits[0]].take(slice(0, 2))
-        flops = count_flops(lambda: self.network(first.inputs)) / first.size
-        self.n_threads = default_threads(flops * min(self.batch_size, max(self.n_examples.values())))
+        activation = largest_activation(lambda: self.network(first.inputs)) // first.size
+        self.batch_size = batch_size or default_batch_size(activation, largest_output, self.device)
+        self.flops = count_flops(lambda: self.network(first.inputs)) / first.size  # of one example
+        self.n_threads = default_threads(self.flops * min(self.batch_size, max(self.n_examples.values())))
         self._minimum: Values | None = None
+        self._seconds: float | None = None
 
     @property
     def n_params(self) -> int:
@@ -189,12 +207,33 @@ class Objective:
             "n_examples": self.n_examples,
             "seed": self.seed,
             "dtype": self.dtype,
-            "precision": "exact",
+            "precision": self.precision,
         }
 
     def __repr__(self) -> str:
         examples = ", ".join(f"{split} {n}" for split, n in self.n_examples.items())
         return f"Objective({self.model_name}, {self.n_params:,} parameters, examples: {examples}, device={self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # On its way to another process: the examples go by a shared file, see `attach`.
+        left_behind = {"lock", "examples", *([] if self._factory is None else ["network"])}
+        state = {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        return state | {"minimizer": None if self._factory is None else (self.network.theta, self.network.buffers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        minimizer = state.pop("minimizer")
+        self.__dict__.update(state)
+        self.lock = threading.RLock()
+        if self._factory is not None:
+            self.network = Network(_build(self._factory), self.parameters, self.device, DTYPES[self.dtype])
+            self.network.theta, self.network.buffers = minimizer
+            self.theta = self.network.theta
+        self.device = self.network.device
+
+    def attach(self, examples: Mapping[str, Examples]) -> None:
+        """Give the examples back to an objective that was sent without them, or the same ones from another place."""
+        self.examples = {name: part.to(self.device, DTYPES[self.dtype]) for name, part in examples.items()}
+        self._measures.to(self.device)
 
     def measure(self, theta: Params) -> Values:
         """Measure at given weights.
@@ -230,42 +269,100 @@ class Objective:
                 self._minimum = self.measure(self.theta)
             return dict(self._minimum)
 
-    def compute_as(self, batch_size: int, n_threads: int) -> None:
-        """Measure in such batches, with so many threads, from now on; both show in the last bits of a value."""
+    def compute_as(self, batch_size: int, n_threads: int, precision: str = "exact") -> None:
+        """Measure in such batches, threads and precision from now on; all of them show in a value's last bits."""
         with self.lock:
-            if (batch_size, n_threads) != (self.batch_size, self.n_threads):
-                self.batch_size, self.n_threads = batch_size, n_threads
-                self._minimum = None  # to be measured again, in the same way
+            if (batch_size, n_threads, precision) != (self.batch_size, self.n_threads, self.precision):
+                self.batch_size, self.n_threads, self.precision = batch_size, n_threads, precision
+                self._minimum = self._seconds = None  # to be measured again, in the same way
 
     def measure_current(self) -> Values:
         """Measure the network as its weights and buffers now stand; engines write these first."""
-        with self.lock, torch.no_grad(), exact_arithmetic(self.device), using_threads(self.n_threads):
-            if self.buffers == "recompute":
-                self.network.recompute_buffers(self.examples[self.splits[0]], self.batch_size)
-            return {(split, name): value for split in self.splits for name, value in self._measure_split(split).items()}
+        return self.summarize(self.gather()[0])
 
-    def _measure_split(self, split: str) -> dict[str, float]:
-        values: dict[str, list[Tensor]] = {}
-        weights: dict[str, list[Tensor]] = {}
-        per_example = {}
-        for batch in self.examples[split].batches(self.batch_size):
-            for name, measured in self._measures(self.network(batch.inputs), batch.answer, batch.size).items():
-                per_example[name] = measured.ndim == 1
-                values.setdefault(name, []).append(measured.reshape(-1))
-                weights.setdefault(name, []).append(self._measures.weight(name, batch.answer, batch.size, measured))
+    def gather(
+        self, forward: Forward | None = None, n_cells: int = 1, positions: Mapping[str, Tensor] | None = None
+    ) -> list[PerExample]:
+        """Measure every example at the weights as they now stand.
+
+        Parameters
+        ----------
+        forward : callable, optional
+            Gives the answers of `n_cells` cells to a batch of inputs; by default the network's own.
+        n_cells : int
+            How many cells `forward` runs at once.
+        positions : mapping of str to Tensor, optional
+            Measure these examples of each split only, shape ``(m,)``, int64.
+
+        Returns
+        -------
+        list of dict
+            For each cell ``{(split, name): values}``, in float64.
+        """
+        forward = forward or (lambda inputs: [self.network(inputs)])
+        cells: list[PerExample] = [{} for _ in range(n_cells)]
+        with self.lock, torch.no_grad(), arithmetic(self.device, self.precision), using_threads(self.n_threads):
+            if self.buffers == "recompute":
+                first = self.examples[self.splits[0]]
+                self._fitting(lambda size: self.network.recompute_buffers(first, size))
+            for split in self.splits:
+                examples = self.examples[split]
+                if positions is not None:
+                    examples = examples.pick(positions[split])
+                for cell, found in zip(cells, self._gather_split(examples, forward, n_cells), strict=True):
+                    cell |= {(split, name): values for name, values in found.items()}
+        return cells
+
+    def summarize(self, gathered: PerExample) -> Values:
+        """Reduce all examples' values to means and, of a subset, their standard errors.
+
+        Returns
+        -------
+        dict
+            As `measure`.
+        """
         # All values first, then one sum in float64: the batch size and the order must not show in the mean.
-        numbers, errors = {}, {}
-        for name in values:
-            value, weight = torch.cat(values[name]), torch.cat(weights[name])
-            numbers[name] = float((weight * value).sum() / weight.sum())
-            if per_example[name] and self.n_examples != self.n_total:
-                errors[f"{name}_se"] = standard_error(value, weight, self.n_total[split])
-        return {**numbers, **errors}
+        values: Values = {}
+        for split in self.splits:
+            found = {name: measured for (part, name), measured in gathered.items() if part == split}
+            values |= {(split, name): measured.mean() for name, measured in found.items()}
+            if self.n_examples != self.n_total:
+                values |= {
+                    (split, f"{name}_se"): standard_error(measured.values, measured.weights, self.n_total[split])
+                    for name, measured in found.items()
+                    if measured.per_example
+                }
+        return values
+
+    def _gather_split(self, examples: Examples, forward: Forward, n_cells: int) -> list[dict[str, Gathered]]:
+        def run(batch_size: int) -> list[dict[str, list[Gathered]]]:
+            cells: list[dict[str, list[Gathered]]] = [{} for _ in range(n_cells)]
+            for batch in examples.batches(batch_size):
+                for cell, output in zip(cells, forward(batch.inputs), strict=True):
+                    for name, measured in self._measures(output, batch.answer, batch.size).items():
+                        cell.setdefault(name, []).append(measured)
+            return cells
+
+        return [{name: Gathered.join(parts) for name, parts in cell.items()} for cell in self._fitting(run)]
+
+    def _fitting(self, run: Callable[[int], R]) -> R:
+        """Run in batches that fit into memory: where it runs out, they are halved, for all that follows too."""
+        while True:
+            try:
+                return run(self.batch_size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                log.warning("memory ran out at batches of %d examples; going on with half of it", self.batch_size)
+                self.batch_size = (self.batch_size + 1) // 2
+            # Outside of the except block, whose traceback keeps the tensors that were too large alive.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _settle(self) -> int:
         """Run two examples of each split, so that faults show here and measures settle; size one example's answer."""
         largest = 1
-        with torch.no_grad(), exact_arithmetic(self.device):
+        with torch.no_grad(), arithmetic(self.device):
             for split, examples in self.examples.items():
                 batch = examples.take(slice(0, 2))
                 try:
@@ -331,7 +428,7 @@ class Objective:
                     + "Look at the model: are the weights loaded, the inputs finite and normalized as in training, the "
                     f"logits within {self.dtype}?"
                 )
-        second = self.measure(self.theta)
+        second = self._measure_timed()
         for key, value in first.items():
             if not math.isclose(value, second[key], rel_tol=REPEAT_TOLERANCE, abs_tol=REPEAT_TOLERANCE) and not (
                 math.isnan(value) and math.isnan(second[key])
@@ -375,9 +472,23 @@ class Objective:
     def seconds_per_cell(self) -> float:
         """Time one measurement; the first one, with its set-up, is not counted."""
         self.at_minimizer()
+        if self._seconds is None:
+            self._measure_timed()
+        return self._seconds or 0.0
+
+    def _measure_timed(self) -> Values:
         start = time.perf_counter()
-        self.measure(self.theta)
-        return time.perf_counter() - start
+        values = self.measure(self.theta)
+        self._seconds = time.perf_counter() - start
+        return values
+
+    def example_weights(self) -> dict[str, np.ndarray]:
+        """Tell how much each example counts in the mean, by split; empty where all count the same."""
+        if self._measures.count is None:
+            return {}
+        gathered = self.gather()[0]
+        found = {split: gathered[split, "loss"].weights for split in self.splits}
+        return {split: weights.cpu().numpy() for split, weights in found.items() if weights is not None}
 
     def gradient_norm(self) -> float:
         """Norm of the gradient of the first split's loss with respect to the weights, at the minimizer.
@@ -388,7 +499,7 @@ class Objective:
             In units of the loss per unit of weight: how far from a critical point on these examples. NaN
             where the loss has no gradient.
         """
-        with self.lock, exact_arithmetic(self.device), without_cudnn():
+        with self.lock, arithmetic(self.device), without_cudnn():
             self.network.flat.copy_(self.network.flatten(self.theta))
             self.network.write_buffers({})
             examples = self.examples[self.splits[0]]
@@ -400,13 +511,23 @@ class Objective:
                 with self.network.gradients() as gradient:
                     for batch in examples.batches(self.batch_size):
                         loss = self._measures(self.network(batch.inputs), batch.answer, batch.size)["loss"]
-                        weight = self._measures.weight("loss", batch.answer, batch.size, loss)
-                        (weight * loss.reshape(-1)).sum().backward()
-                        total += float(weight.sum())
+                        loss.sum().backward()
+                        total += loss.total_weight()
                     return float(gradient().norm()) / total
             except RuntimeError as error:
                 log.info("no gradient norm: %s", error)
                 return math.nan
+
+
+def _build(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    built = model() if callable(model) and not isinstance(model, nn.Module | type) else model
+    if not isinstance(built, nn.Module):
+        made = "" if built is model else f", a function that returns a {type(built).__name__}"
+        raise ValueError(
+            f"model is a {type(model).__name__}{made}; a torch.nn.Module is wanted, or a function without arguments "
+            "that returns one."
+        )
+    return built
 
 
 def model_name(model: nn.Module) -> str:

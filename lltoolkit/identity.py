@@ -1,0 +1,176 @@
+"""What a surface was made of: its attributes, and whether a stored one belongs to what is asked for."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lltoolkit.errors import ResumeMismatch
+from lltoolkit.labelled.provenance import hash_config, provenance
+from lltoolkit.tensors.objective import Objective, Values
+from lltoolkit.tensors.subspace import Subspace
+
+SAME = {
+    "theta_sha256": "the minimizer (weights or buffers)",
+    "data_sha256": "the examples",
+    "subspace_id": "the subspace",
+    "config_sha256": "the configuration",
+}
+
+
+def identity(objective: Objective, subspaces: Sequence[Subspace]) -> dict[str, str]:
+    """Give the hashes that two results must share to be cells of one surface."""
+    ids = [subspace.id for subspace in subspaces]
+    return {
+        "theta_sha256": objective.theta_sha256,
+        "data_sha256": objective.data_sha256,
+        "subspace_id": ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest(),
+        "config_sha256": hash_config(surface_config(objective, subspaces)),
+    }
+
+
+def surface_config(objective: Objective, subspaces: Sequence[Subspace]) -> dict[str, object]:
+    """Give all that decides a cell's values beside weights, examples and subspaces."""
+    return {**objective.config, "buffers": buffer_policy(objective, subspaces)}
+
+
+def buffer_policy(objective: Objective, subspaces: Sequence[Subspace]) -> str:
+    """Say what the buffers really do at a cell: "frozen", "interpolate" or "recompute"."""
+    if objective.buffers == "recompute":
+        return "recompute"
+    return "interpolate" if any(subspace.buffer_names for subspace in subspaces) else "frozen"
+
+
+def describe_surface(objective: Objective, subspaces: Sequence[Subspace], how: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect the attributes of a surface.
+
+    Parameters
+    ----------
+    objective, subspaces
+        What is measured, and where.
+    how : mapping
+        Engine, batch size, number of threads and precision, fixed before the first cell.
+
+    Returns
+    -------
+    dict
+        As `schema.validate` asks for, str, int and float only.
+    """
+    config = surface_config(objective, subspaces)
+    minimum = {f"{split} {name}": value for (split, name), value in objective.at_minimizer().items()}
+    options = [subspace.config for subspace in subspaces]
+    return {
+        **provenance(
+            "surface",
+            config=config,
+            model=objective.model_name,
+            n_params=objective.n_params,
+            device=device_name(objective.device),
+            torch_version=str(torch.__version__),
+        ),
+        **identity(objective, subspaces),
+        **how,
+        "data_normalize": objective.data_normalize,
+        "buffers": str(config["buffers"]),
+        "n_examples": _count_examples(objective),
+        "examples": ", ".join(f"{name} {n} of {objective.n_total[name]}" for name, n in objective.n_examples.items()),
+        "dtype": objective.dtype,
+        "grad_norm": objective.gradient_norm(),
+        "at_minimizer": json.dumps(minimum),
+        "subspace_kind": _common([subspace.kind for subspace in subspaces]),
+        "subspace": json.dumps(options[0] if len(options) == 1 else options, sort_keys=True),
+        **{
+            name: _common([str_or_number(each.get(name, "none")) for each in options])
+            for name in ("seed", "normalize", "ignore")
+        },
+        **geometry(subspaces),
+    }
+
+
+def geometry(subspaces: Sequence[Subspace]) -> dict[str, float]:
+    """Describe the directions in numbers, see `Subspace.geometry`; of several subspaces the means."""
+    each = [subspace.geometry() for subspace in subspaces]
+    return {name: float(np.mean([numbers[name] for numbers in each])) for name in each[0]}
+
+
+def _common(values: Sequence[str | int | float]) -> str | int | float:
+    """Return the value that all share, or all of them in words."""
+    return values[0] if len(set(values)) == 1 else ", ".join(map(str, values))
+
+
+def _count_examples(objective: Objective) -> str | int:
+    """Return ``"all"``, the number where it is one for all splits, or the numbers by split."""
+    if objective.n_examples == objective.n_total:
+        return "all"
+    counts = set(objective.n_examples.values())
+    return counts.pop() if len(counts) == 1 else ", ".join(f"{name} {n}" for name, n in objective.n_examples.items())
+
+
+def str_or_number(value: object) -> str | int | float:
+    """Return what NetCDF attributes can hold: numbers as they are, anything else as text."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for the record: ``cpu``, or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def require_same(stored: xr.Dataset, objective: Objective, subspaces: Sequence[Subspace], path: Path) -> None:
+    """Check that a stored result belongs to this minimizer, these examples, this subspace and configuration.
+
+    Raises
+    ------
+    ResumeMismatch
+        Naming all that differs, with both hashes, and the next step.
+    """
+    if stored.attrs["kind"] != "surface":
+        raise ResumeMismatch(f"{path} holds a {stored.attrs['kind']}, not a surface. Use another path.")
+    there = json.loads(stored.attrs["subspace"])
+    options = {"config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspaces))}
+    if len(subspaces) == 1 and isinstance(there, dict):
+        options["subspace_id"] = (there, subspaces[0].config)
+    differing = [
+        f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here{_changes(*options.get(key, ({}, {})))})"
+        for key, value in identity(objective, subspaces).items()
+        if stored.attrs[key] != value
+    ]
+    if differing:
+        raise ResumeMismatch(
+            f"{path} belongs to something else: it differs in {'; '.join(differing)}. It was computed for "
+            f"{stored.attrs['model']}. Use another path, or resume=False to replace it."
+        )
+
+
+def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    here = json.loads(json.dumps(here))  # as the file has it: tuples are lists there
+    return "".join(
+        f"; {name} {there.get(name, 'none')!r} there, {here.get(name, 'none')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    )
+
+
+def require_same_minimum(stored: xr.Dataset, minimum: Values, path: Path) -> None:
+    """Compare the values at the minimizer: two lambdas may bear one name, and only their values tell them apart.
+
+    Raises
+    ------
+    ResumeMismatch
+        With both values.
+    """
+    there = json.loads(stored.attrs["at_minimizer"])
+    for (split, name), value in minimum.items():
+        old = there.get(f"{split} {name}", math.nan)
+        same = math.isclose(old, value, rel_tol=1e-5, abs_tol=1e-7) or (math.isnan(old) and math.isnan(value))
+        if not same:
+            raise ResumeMismatch(
+                f"{path} has {name} {old!r} on {split} at the minimizer, this objective gives {value!r}. Is the loss "
+                "another function, or the machine another kind? Use another path, or resume=False to replace it."
+            )
