@@ -1,6 +1,5 @@
 """compute_*: run the network over a subspace, keep what is done, go on from where it stopped."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import xarray as xr
 
 from lltoolkit.errors import ResumeMismatch, require_choice, require_whole
 from lltoolkit.execute import Execution, Progress
-from lltoolkit.identity import describe_surface, identity, require_same, require_same_minimum
+from lltoolkit.identity import describe_surface, require_same, require_same_minimum
 from lltoolkit.journal import FULL, Journal
 from lltoolkit.labelled.grid import Span, make_grid
 from lltoolkit.labelled.plan import Ask, Filled, Plan
@@ -27,6 +26,7 @@ from lltoolkit.labelled.surface import (
     empty_surface,
     fill_rest,
     forget_filled,
+    owner_id,
 )
 from lltoolkit.labelled.twolevel import two_level
 from lltoolkit.pools import can_travel, choose_pool
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLES = ("all", "two-level")
+AUDITS = ("audited_", "n_audit", "tolerance_met", "n_computed", "n_estimated", "n_forwards")  # attributes of a plan
 # Default grids of a kind of subspace, where they differ: the models of an interpolation are grid points of theirs.
 SPANS: dict[str, float | tuple[float, float]] = {"interpolation": (-0.5, 1.5)}
 RESOLUTIONS = {("interpolation", 2): 53}
@@ -205,8 +206,10 @@ def compute_surface(
             if file is not None and file.has_tiles:
                 file.begin(surface)
             return surface
+        for name in [name for name in surface.attrs if name.startswith(AUDITS)]:
+            del surface.attrs[name]  # they are of another plan
         surface.attrs |= plan
-        journal = _open_journal(file, identity(objective, subspaces), examples)
+        journal = _open_journal(file, surface, resume)
         if file is not None:
             _keep_subspaces(subspaces, file.path)
             file.begin(surface)
@@ -332,14 +335,15 @@ def _everything(grid: Mapping[str, np.ndarray]) -> Plan:
     yield Ask(cell_order(grid), "grid")
 
 
-def _open_journal(file: SurfaceFile | None, same: Mapping[str, str], examples: str) -> Journal:
+def _open_journal(file: SurfaceFile | None, surface: xr.Dataset, resume: bool) -> Journal:
     if file is None:
         return Journal()
-    owner = hashlib.sha256("|".join(same.values()).encode()).hexdigest()[:16]
     path = file.path.with_name(f"{file.path.name.removesuffix('.nc').removesuffix('.surface')}.samples.npz")
-    journal = Journal(path, file.folder, owner)
-    if examples == "two-level":
+    journal = Journal(path, file.folder, owner_id(surface))
+    if resume:
         journal.load()
+    else:
+        journal.forget()
     return journal
 
 

@@ -98,7 +98,7 @@ class Execution:
         self._group, self._seconds, self._n_examples = group, seconds_per_cell, n_examples
         self._callback = callback
         self._bar = tqdm(total=0, unit="cell", disable=not progress, desc=WORDS["grid"])
-        self._bar.total = self._bar.n = len(cells_with(surface, "computed"))
+        self._n_done = self._n_asked = self._bar.total = self._bar.n = len(cells_with(surface, "computed"))
         self._lowest = np.nanmin(by_split(surface, "loss")[0], initial=np.inf)
         self._n_here = 0  # cells measured in this call
         self._begun = self._written = self._merged = time.monotonic()
@@ -152,7 +152,8 @@ class Execution:
     def _compute(self, asks: Mapping[int, Ask]) -> None:
         """Have all that is asked for and not known yet computed."""
         works = self._work(asks)
-        self._bar.total += sum(len(task.cells) for task, _ in works)
+        self._n_asked += sum(len(task.cells) for task, _ in works)
+        self._bar.total = self._n_asked  # refinement asks for more as it goes
         purpose = next(iter(asks.values())).purpose
         self._bar.set_description_str(WORDS[purpose], refresh=False)
         names = {id(task): name for task, name in works}
@@ -216,6 +217,7 @@ class Execution:
             record = {f"{split}/{metric}": array for (split, metric), array in examples.items()}
             self._records.setdefault(name, []).append(((float(place), *coordinates), record))
         self._n_here += len(task.cells)
+        self._n_done += len(task.cells)
         self._bar.set_postfix_str(f"lowest {self._splits[0]} loss {self._lowest:.4g}", refresh=False)
         self._bar.update(len(task.cells))
 
@@ -246,11 +248,9 @@ class Execution:
     def _tell(self, purpose: str) -> None:
         if self._callback is None:
             return
-        n_left = self._bar.total - self._bar.n
         pace = (time.monotonic() - self._begun) / self._n_here if self._n_here else math.nan
-        self._callback(
-            Progress(self._surface, purpose, int(self._bar.n), int(self._bar.total), pace * n_left, float(self._lowest))
-        )
+        left = pace * (self._n_asked - self._n_done)
+        self._callback(Progress(self._surface, purpose, self._n_done, self._n_asked, left, float(self._lowest)))
 
     def _answer(self, place: int, ask: Ask) -> Answer:
         self._keep(merge=False)

@@ -54,6 +54,12 @@ class Journal:
             except Exception as error:
                 log.warning("%s can't be read (%s); what it held is measured again", part, error)
 
+    def forget(self) -> None:
+        """Remove what is on disk."""
+        parts = [] if self._folder is None else list(self._folder.glob("*.part"))
+        for part in [*parts, *([] if self._path is None else [self._path])]:
+            part.unlink(missing_ok=True)
+
     def has(self, sample: str, place: Place) -> bool:
         """Tell whether a cell was measured on a sample, given by its name."""
         return (sample, place) in self._records

@@ -184,7 +184,7 @@ class SurfaceFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.has_tiles:  # nothing in it that a resume would need
+        if not any(self.folder.glob("[0-9]*")):  # no tile, and nothing of a journal: all that a resume would need
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 

@@ -258,7 +258,7 @@ def test_a_worker_that_cannot_start_is_told(tmp_path, monkeypatch):
 
 # Scripts that come by stdin have no file, and no `if __name__` guard: their model's class lives in __main__ alone.
 SCRIPT = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -266,8 +266,8 @@ from lltoolkit.tensors.examples import read_splits
 from lltoolkit.tensors.network import Network
 from lltoolkit.workers import LocalPool
 
-folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
-(folder / "main").touch(exist_ok=False)
+folder, tasks = Path(sys.argv[1]), sys.argv[2:]
+(folder / "main").touch(exist_ok=False)  # a second process that runs this fails
 
 class Net(nn.Module):
     def __init__(self):
@@ -283,16 +283,15 @@ examples = read_splits((torch.ones(10, 4), torch.zeros(10)), None, 0)
 def make(examples, device):
     def do(task):
         (folder / f"pid {os.getpid()}").touch()
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            pass  # busy in Python, as a model may be
-        network.flat.fill_(task)
+        while task == "busy":
+            (folder / "busy").touch()  # busy in Python, as a model may be
+        network.flat.fill_(float(task))
         return float(network(examples["train"].inputs))
     return do
 
 with LocalPool(make, 1, examples) as pool:
-    for task, value in pool.run([1.0, 2.0]):
-        print(task, value)
+    for task, value in pool.run(tasks):
+        print(task, value, flush=True)
 """
 
 
@@ -302,12 +301,17 @@ def workers_in(folder):
 
 @pytest.fixture
 def busy(tmp_path):
-    """A script in a session of its own whose worker computes for an hour."""
-    command = [sys.executable, "-", str(tmp_path), "3600"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as parent:
+    """A script on stdin, in a session of its own, whose worker has done two tasks and computes on for ever."""
+    with subprocess.Popen(
+        [sys.executable, "-", str(tmp_path), "1", "2", "busy"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:
         parent.stdin.write(SCRIPT.encode())
         parent.stdin.close()
-        while not workers_in(tmp_path):
+        while not (tmp_path / "busy").exists():
             assert parent.poll() is None, parent.stderr.read()
             time.sleep(0.05)
         try:
@@ -316,24 +320,9 @@ def busy(tmp_path):
             parent.kill()
 
 
-def test_a_script_on_stdin_with_its_own_model(tmp_path):
-    command = [sys.executable, "-", str(tmp_path), "0.2"]
-    # The default dtype of the script holds in its workers, too.
-    script = SCRIPT.replace("with Local", "torch.set_default_dtype(torch.float64)\nwith Local")
-    script = script.replace("return float(", "return torch.zeros(1).dtype, float(")
-    done = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split("\n")) == [
-        "",
-        "1.0 (torch.float64, 150.0)",
-        "2.0 (torch.float64, 300.0)",
-    ]  # what the model prints is elsewhere
-    assert done.stderr == ""
-    assert gone(workers_in(tmp_path))
-
-
 def test_no_worker_outlives_a_killed_parent(busy):
     parent, workers = busy
-    assert all(alive(pid) for pid in workers)
+    assert [alive(pid) for pid in workers] == [True]
     parent.kill()
     assert gone(workers)
 
@@ -341,14 +330,23 @@ def test_no_worker_outlives_a_killed_parent(busy):
 def test_an_interrupt_from_the_terminal_leaves_no_process(busy):
     parent, workers = busy
     os.killpg(parent.pid, signal.SIGINT)
+    # The model's class was the script's own, and what it prints is elsewhere.
+    assert parent.stdout.read() == b"1 150.0\n2 300.0\n"
     assert b"KeyboardInterrupt" in parent.stderr.read()
     assert parent.wait() == -signal.SIGINT
     assert gone(workers)
 
 
-def test_a_notebook_with_its_own_model(tmp_path):
+def test_a_notebook_with_its_own_model_and_default_dtype(tmp_path):
     # As a kernel runs a cell: the code is of __main__, and sys.modules["__main__"] knows nothing of it.
-    scope = {"__name__": "__main__"}
-    code = SCRIPT.replace("sys.argv[1]", repr(str(tmp_path))).replace("sys.argv[2]", "0")
-    exec(code.replace("print(task, value)", "found = (task, value)"), scope)
-    assert scope["found"] in [(1.0, 150.0), (2.0, 300.0)]
+    scope = {"__name__": "__main__", "found": []}
+    code = SCRIPT.replace("sys.argv", repr(["", str(tmp_path), "1"]))
+    code = code.replace("return float(", "return torch.zeros(1).dtype, float(")
+    code = code.replace("print(task, value, flush=True)", "found.append(value)")
+    torch.set_default_dtype(torch.float64)
+    try:
+        exec(code, scope)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scope["found"] == [(torch.float64, 150.0)]
+    assert gone(workers_in(tmp_path))

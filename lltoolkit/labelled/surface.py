@@ -221,11 +221,17 @@ def count_reduced(surface: xr.Dataset, cells: np.ndarray, batch_size: int | None
     attrs["smallest_batch_size"] = min(int(attrs.get("smallest_batch_size", batch_size)), batch_size)
 
 
-def tile_id(surface: xr.Dataset) -> str:
-    """Name what a tile belongs to: one grid of one minimizer, data set, subspace, configuration and loss."""
+def owner_id(surface: xr.Dataset) -> str:
+    """Name what a cell's values belong to: one minimizer, data set, subspace, configuration and loss."""
     digest = hashlib.sha256()
     for name in ("theta_sha256", "data_sha256", "subspace_id", "config_sha256", "at_minimizer"):
         digest.update(f"{name}={surface.attrs.get(name, 'none')}|".encode())
+    return digest.hexdigest()[:16]
+
+
+def tile_id(surface: xr.Dataset) -> str:
+    """Name what a tile belongs to: one grid of one owner, since its cells are positions in it."""
+    digest = hashlib.sha256(owner_id(surface).encode())
     for axis in axes_of(surface):
         digest.update(axis.encode() + surface[axis].values.astype("<f8").tobytes())
     return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ from lltoolkit.labelled.refine import CAUTION, MORE_CAUTION, compute, fill, pass
 from lltoolkit.labelled.sampling import Sample, make_sample
 
 SMALLEST = 400  # examples of the ladder's first rung; each next rung has twice as many
-WORTH = 0.7  # a sample of more than this share of a split saves too little: all its examples are taken instead
+WORTH = 0.5  # a sample of more than this share of a split saves too little: all its examples are taken instead
 DEFAULT = 800  # examples of a cell where no tolerance asks for more or fewer
 NOISE = 0.8  # share of the tolerance that sampling may use up; errors add in squares, so 0.6 is left to interpolation
 NEAR = 4  # measured cells that tell how many examples a cell beside them needs
