@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -403,3 +405,33 @@ def test_interpolations_are_refined_too(digits):
     surface = surface_of(Objective(*digits), line, resolution=201, tolerance=0.05)
     assert int((surface["status"] == 1).sum()) < 201
     assert surface.attrs["tolerance_met"] == 1
+
+
+# --- many machines
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # sockets of distributed's own, closed by the collector
+@pytest.mark.parametrize("options", [{}, FAST[1]], ids=["all", "two-level refined"])
+def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(digits, cluster, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
+    pids = iter([cluster.run(os.getpid).popitem()[1]])
+
+    def kill_one(progress):
+        if progress.n_done > 20 and (pid := next(pids, None)):
+            os.kill(pid, signal.SIGKILL)
+
+    path = tmp_path / "a.surface.nc"
+    found = surface_of(*problem(digits), resolution=9, client=cluster, path=path, callback=kill_one, **options)
+    assert next(pids, None) is None
+    assert_same_values(found, surface_of(*problem(digits), resolution=9, **options))
+    assert_same_values(open_result(path), found)

@@ -278,7 +278,7 @@ class Net(nn.Module):
         return self.layer(x).sum()
 
 network = Network(Net(), None, torch.device("cpu"), torch.float32)
-examples = read_splits((torch.ones(10, 4), torch.zeros(10)), None, 0)
+examples = read_splits((torch.ones(10, 4, dtype=torch.float32), torch.zeros(10)), None, 0)
 
 def make(examples, device):
     def do(task):

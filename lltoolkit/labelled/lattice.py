@@ -59,6 +59,25 @@ class Lattices:
         ]
         return np.logical_and.reduce(np.meshgrid(*lines, indexing="ij")).ravel()
 
+    def first(self, n_rings: int) -> np.ndarray:
+        """Choose the cells to begin with: the coarsest lattice, and around the origin some of the next ones.
+
+        Parameters
+        ----------
+        n_rings : int
+            Of how many levels the cells beside the origin are taken too: the loss varies most near the minimizer.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(n_cells,)``, bool.
+        """
+        origin = np.arange(self.n_cells) == self.order[0]
+        chosen = self.lattice(0)
+        for level in range(1, min(n_rings + 1, self.n_levels)):
+            chosen |= self.lattice(level) & self.around(origin, level)
+        return chosen
+
     def around(self, cells: np.ndarray, level: int) -> np.ndarray:
         """Widen a set of cells by one stride of a level along every axis.
 

@@ -16,6 +16,7 @@ SMALLEST = 400  # examples of the ladder's first rung; each next rung has twice 
 WORTH = 0.5  # a sample of more than this share of a split saves too little: all its examples are taken instead
 DEFAULT = 800  # examples of a cell where no tolerance asks for more or fewer
 NOISE = 0.8  # share of the tolerance that sampling may use up; errors add in squares, so 0.6 is left to interpolation
+RINGS = 1  # of cells around the origin that are computed to begin with; they halve what the cells between them need
 NEAR = 4  # measured cells that tell how many examples a cell beside them needs
 
 
@@ -31,7 +32,7 @@ def two_level(
 ) -> Plan:
     """Plan a surface whose cells are measured on as many examples as they need.
 
-    The coarsest lattice is computed on all examples, one by one. From it a sample of each split is drawn (an example's
+    The coarsest lattice, denser around the origin, is computed on all examples, one by one. From it a sample of each split is drawn (an example's
     chance follows its share of the loss) and calibrated (the sample reproduces the full means of these cells). Further
     cells are chosen as in `refine`, but measured on the sample, which tells its own standard error; a cell where that
     is too large is measured again on a larger sample, and in the end on all examples, as happens near a minimum,
@@ -121,14 +122,14 @@ class Ladder:
         self._n_sampled = 0
 
     def begin(self) -> Generator[Ask, Answer, None]:
-        """Compute the coarsest lattice on all examples, to draw and calibrate the samples by.
+        """Compute the first cells on all examples, to draw and calibrate the samples by.
 
         Yields
         ------
         Ask
             For the values of single examples.
         """
-        cells = self._grid.sort(np.flatnonzero(self._grid.lattice(0)))
+        cells = self._grid.sort(np.flatnonzero(self._grid.first(RINGS)))
         answer = yield Ask(cells, "grid", examples=True)
         self._known.add(cells, answer.values)
         self._calibrating = {
@@ -240,10 +241,8 @@ class Ladder:
         return self._rung(np.exp(np.log(needed)[nearest].mean(axis=1)))
 
     def _enough(self, size: np.ndarray, excess: np.ndarray) -> np.ndarray:
-        """Give the sizes at which standard errors measured at `size` would be `excess` times smaller.
-
-        The variance of a mean over n of N examples goes as 1 / n - 1 / N.
-        """
+        """Give the sizes at which standard errors measured at `size` would be `excess` times smaller."""
+        # The variance of a mean over n of N examples goes as 1 / n - 1 / N.
         return 1 / ((1 / size - 1 / self._n_all) / np.maximum(excess, 1e-6) ** 2 + 1 / self._n_all)
 
     def _rung(self, needed: np.ndarray) -> np.ndarray:

@@ -207,7 +207,7 @@ class BatchedEngine(FlatEngine):
     def _moving_tensors(self) -> dict[str, Tensor]:
         """Give what moves by every name that the model has for it: tied weights have several."""
         network = self.objective.network
-        weights = {id(twin) for twins in network._views.values() for twin in twins}
+        weights = {id(twin) for twins in network.views.values() for twin in twins}
         moving = {name: tensor for name, tensor in network.model.named_parameters() if id(tensor) in weights}
         return moving | {name: t for name, t in network.model.named_buffers() if name in self.subspace.buffer_names}
 

@@ -145,7 +145,7 @@ class FoldedNetwork:
         self._graph_module, shapes = _trace(network.model, inputs)
         self._units: list[Unit] = []
         self._layers: list[FoldedLayer] = []
-        first_names = {id(twin): name for name, twins in network._views.items() for twin in twins}
+        first_names = {id(twin): name for name, twins in network.views.items() for twin in twins}
         first_names |= {id(buffer): name for name, buffer in network.model.named_buffers()}
         on_cpu = network.device.type == "cpu" and network.flat.dtype == torch.float32
         # The operators are private to torch: they are used where they are there and give the right answer.

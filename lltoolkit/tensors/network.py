@@ -42,6 +42,8 @@ class Network:
         The minimizer, as CPU copies.
     flat : Tensor
         Shape ``(n_weights,)``, on `device`: the weights as they now stand.
+    views : dict
+        First name of each moved weight to the model's parameters that hold it: views of `flat`, several where tied.
     n_params : int
         Number of floating-point parameters of the whole model, each tied weight once.
     was_half : bool
@@ -58,13 +60,13 @@ class Network:
         self.model = _copy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
         groups = _twins(model, self.model)
         self.flat = torch.cat([groups[name][0].detach().flatten() for name in chosen])
-        self._views: dict[str, list[nn.Parameter]] = {}
+        self.views: dict[str, list[nn.Parameter]] = {}
         start = 0
         for name in chosen:
             stop = start + groups[name][0].numel()
             for parameter in groups[name]:
                 parameter.data = self.flat[start:stop].view(parameter.shape)
-            self._views[name] = groups[name]
+            self.views[name] = groups[name]
             start = stop
         self._find_parts()
         if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in self.model.modules()):
@@ -84,7 +86,7 @@ class Network:
         # Pickle would write the whole flat tensor once for every view of it, and part the views from it for good: the
         # model is written with empty parameters in their place. On the CPU, so that `loading_on` can choose the device.
         memo: dict[int, Any] = {}
-        for group in self._views.values():
+        for group in self.views.values():
             for parameter in group:
                 empty = nn.Parameter(self.flat.new_empty(0, device="cpu"), requires_grad=False)
                 empty.__dict__.update(parameter.__dict__)
@@ -92,10 +94,10 @@ class Network:
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         views = {
             first: (tuple(group[0].shape), [names[id(parameter)] for parameter in group])
-            for first, group in self._views.items()
+            for first, group in self.views.items()
         }
         model = copy.deepcopy(self.model, memo).to("cpu")
-        replaced = {"model": model, "flat": self.flat.cpu(), "_views": views}
+        replaced = {"model": model, "flat": self.flat.cpu(), "views": views}
         return {
             name: replaced.get(name, value)
             for name, value in self.__dict__.items()
@@ -104,23 +106,23 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.device = _DEVICE.get() or state["device"]
+        self.device = device_to_load_on(state["device"])
         self.model = state["model"].to(self.device)
         self.flat = state["flat"].to(self.device)
         parameters = dict(self.model.named_parameters())
-        self._views = {}
+        self.views = {}
         start = 0
-        for first, (shape, names) in state["_views"].items():
+        for first, (shape, names) in state["views"].items():
             stop = start + math.prod(shape)
-            self._views[first] = [parameters[name] for name in names]
-            for parameter in self._views[first]:
+            self.views[first] = [parameters[name] for name in names]
+            for parameter in self.views[first]:
                 parameter.data = self.flat[start:stop].view(shape)
             start = stop
         self._find_parts()
 
     def flatten(self, vector: Params) -> Tensor:
         """Lay out a vector as `flat` is: shape ``(n_weights,)``, on the network's device."""
-        return torch.cat([vector[name].to(self.flat).flatten() for name in self._views])
+        return torch.cat([vector[name].to(self.flat).flatten() for name in self.views])
 
     def write_buffers(self, moved: Params) -> None:
         """Set the buffers: those in `moved`, the minimizer's for all others."""
@@ -164,13 +166,13 @@ class Network:
 
         def gathered() -> Tensor:
             parts = []
-            for group in self._views.values():
+            for group in self.views.values():
                 grads = [parameter.grad.double() for parameter in group if parameter.grad is not None]
                 none = torch.zeros_like(group[0], dtype=torch.float64)
                 parts.append(torch.stack([none, *grads]).sum(dim=0).flatten())
             return torch.cat(parts)
 
-        leaves = [parameter for group in self._views.values() for parameter in group]
+        leaves = [parameter for group in self.views.values() for parameter in group]
         try:
             for leaf in leaves:
                 leaf.requires_grad_(True)
@@ -190,6 +192,11 @@ def loading_on(device: torch.device | str | None) -> Iterator[None]:
         yield
     finally:
         _DEVICE.reset(token)
+
+
+def device_to_load_on(pickled: torch.device) -> torch.device:
+    """Give the device for what was on `pickled`: that one, unless `loading_on` says another."""
+    return _DEVICE.get() or pickled
 
 
 def _twins(model: nn.Module, copied: nn.Module) -> dict[str, list[nn.Parameter]]:

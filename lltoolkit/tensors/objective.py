@@ -33,7 +33,7 @@ from lltoolkit.tensors.measures import (
     require_labels,
     standard_error,
 )
-from lltoolkit.tensors.network import Network
+from lltoolkit.tensors.network import Network, device_to_load_on
 from lltoolkit.tensors.params import ParameterFilter, Params, sha256
 from lltoolkit.tensors.subspace import require_fit
 
@@ -225,15 +225,16 @@ class Objective:
         self.__dict__.update(state)
         self.lock = threading.RLock()
         if self._factory is not None:
-            self.network = Network(_build(self._factory), self.parameters, self.device, DTYPES[self.dtype])
+            device = device_to_load_on(self.device)
+            self.network = Network(_build(self._factory), self.parameters, device, DTYPES[self.dtype])
             self.network.theta, self.network.buffers = minimizer
             self.theta = self.network.theta
         self.device = self.network.device
+        self._measures.to(self.device)
 
     def attach(self, examples: Mapping[str, Examples]) -> None:
         """Give the examples back to an objective that was sent without them, or the same ones from another place."""
         self.examples = {name: part.to(self.device, DTYPES[self.dtype]) for name, part in examples.items()}
-        self._measures.to(self.device)
 
     def measure(self, theta: Params) -> Values:
         """Measure at given weights.
