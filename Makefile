@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BENCH  := .venv-bench
 OUT    ?= lltoolkit-demo
 READY  := $(VENV)/.ready
 
-.PHONY: venv demo demo-quick test lint format lab notebooks clean
+.PHONY: venv demo demo-quick test lint format lab notebooks bench bench-quick clean
 
 demo: $(READY)  ## train with and without shortcuts, compute both surfaces, draw them
 	$(BIN)/lltoolkit demo --out $(OUT)
@@ -37,8 +38,22 @@ format: $(READY)
 notebooks: $(READY)  ## run every notebook from top to bottom, outputs thrown away
 	$(BIN)/python -m tests.run_notebooks
 
+bench: $(BENCH)/.ready  ## time lltoolkit beside the other tools; see benchmarks/README.md
+	$(BENCH)/bin/python -m benchmarks cells --out benchmarks/results.json
+
+bench-quick: $(BENCH)/.ready  ## the same in 2 minutes
+	$(BENCH)/bin/python -m benchmarks cells --quick
+
+# The other tools' pins must not touch ours, so they have an environment of their own. topopy, which landscaper imports,
+# asks for numpy < 2 and works with 2: without dependencies. Where landscaper can't be installed, it is left out.
+$(BENCH)/.ready: pyproject.toml benchmarks/constraints-bench.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/constraints-bench.txt -e ".[bench]"
+	-$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c benchmarks/constraints-bench.txt landscaper topopy nglpy
+	@touch $@
+
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 clean:
-	rm -rf $(VENV) lltoolkit-demo lltoolkit-demo-quick
+	rm -rf $(VENV) $(BENCH) lltoolkit-demo lltoolkit-demo-quick

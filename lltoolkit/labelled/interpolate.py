@@ -14,11 +14,11 @@ from scipy.spatial import KDTree
 
 from lltoolkit.labelled.lattice import Lattices
 
-WINDOW = 32  # nearest computed points that a prediction is made from
+WINDOW = {1: 10, 2: 24, 3: 40}  # nearest known points that a prediction is made from, by number of axes
 RANGE = 3.0  # range of the covariance in window radii: long, so that the window is filled by a smooth surface
 NEAR = {1: 4, 2: 8, 3: 12}  # nearest points whose errors tell how rough the surface is here, by number of axes
 NUGGET = 1e-11  # keeps the systems solvable, far below any error told
-CHUNK = 1024  # targets solved at once: a few ten megabytes
+CHUNK = 256  # targets solved at once: a megabyte, which stays in the cache
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,14 @@ class Interpolant:
     def _krige_some(self, targets: np.ndarray, leave_out: bool) -> tuple[np.ndarray, np.ndarray]:
         """Solve the kriging system of each target's window."""
         first = int(leave_out)  # a known point's nearest point is itself
-        size = min(WINDOW, len(self._points) - first)
+        size = min(WINDOW[targets.shape[1]], len(self._points) - first)
         distance, window = self._tree.query(targets, k=np.arange(1 + first, 1 + first + size))
         reach = RANGE * distance[:, -1:]
-        inside = self._points[window]
-        between = np.linalg.norm(inside[:, :, None] - inside[:, None], axis=-1)
-        matrix = _matern(between / reach[:, :, None]) + NUGGET * np.eye(size)
+        between = np.zeros((len(targets), size, size))
+        for axis in self._points.T:
+            inside = axis[window] / reach
+            between += np.square(inside[:, :, None] - inside[:, None])
+        matrix = _matern(np.sqrt(between)) + NUGGET * np.eye(size)
         towards = _matern(distance / reach)
         solved = np.linalg.solve(matrix, np.stack([towards, np.ones_like(towards)], axis=-1))
         drift = (1 - solved[:, :, 0].sum(axis=1)) / solved[:, :, 1].sum(axis=1)

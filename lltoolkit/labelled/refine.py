@@ -10,7 +10,7 @@ from lltoolkit.labelled.lattice import Lattices
 from lltoolkit.labelled.plan import Answer, Ask, Filled, Known, Plan
 from lltoolkit.labelled.schema import STATUS
 
-CAUTION = 2.5  # standard errors that must fit into the tolerance: nearly every cell is to hold it, not only most
+CAUTION = 2.2  # standard errors that must fit into the tolerance: nearly every cell is to hold it, not only most
 MORE_CAUTION = 1.5  # times as many after each failed audit
 RUNGS = 4.0  # tolerances are approached by this factor from above, so that a stricter plan begins as a looser one
 LOOSEST = 0.8  # the first of them

@@ -6,7 +6,7 @@ sample is off only by what those cells don't tell about the others, and the samp
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,11 +28,14 @@ class Estimator:
         Shape ``(n,)``: what an example that the calibrating cells don't explain adds to the standard error.
     basis : ndarray
         Shape ``(n, k)``: the calibrating cells times `spread`, so that ``basis @ basis.T`` fits values to them.
+    least : float
+        Below this no standard error is told.
     """
 
     weights: np.ndarray
     spread: np.ndarray
     basis: np.ndarray
+    least: float = 0.0
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Estimate the mean over all examples.
@@ -47,11 +50,13 @@ class Estimator:
         ndarray
             Shape ``(2, k)``: estimates and standard errors.
         """
-        spread = values * self.spread
-        residual = spread - (spread @ self.basis) @ self.basis.T
         # Left out of the fit, an example's residual would be larger by 1 / (1 - leverage): the jackknife's residual.
         leverage = np.square(self.basis).sum(axis=1)
-        return np.stack([values @ self.weights, np.linalg.norm(residual / np.maximum(1 - leverage, 0.1), axis=1)])
+        with np.errstate(invalid="ignore"):  # an infinite value makes its cell's estimate infinite or NaN
+            spread = values * self.spread
+            residual = (spread - (spread @ self.basis) @ self.basis.T) / np.maximum(1 - leverage, 0.1)
+            errors = np.maximum(np.linalg.norm(residual, axis=1), self.least)
+            return np.stack([values @ self.weights, errors])
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,11 @@ def make_sample(values: Mapping[str, np.ndarray], weights: np.ndarray, n: int, *
     positions = draw(chances, stream("sample", *words).random(n_examples))
     estimators = {}
     for metric, block in values.items():
-        full = block @ counts
+        with np.errstate(invalid="ignore"):
+            full = block @ counts
         usable = np.isfinite(full)
-        estimators[metric] = calibrate(counts[positions], chances[positions], block[usable][:, positions], full[usable])
+        found = calibrate(counts[positions], chances[positions], block[usable][:, positions], full[usable])
+        # All right or all wrong in the sample is not so in general: one in n may be otherwise and not be drawn.
+        one = 1 / len(positions) if metric == "accuracy" and len(positions) < n_examples else 0.0
+        estimators[metric] = replace(found, least=one)
     return Sample(positions, estimators)

@@ -32,13 +32,13 @@ def two_level(
 ) -> Plan:
     """Plan a surface whose cells are measured on as many examples as they need.
 
-    The coarsest lattice, denser around the origin, is computed on all examples, one by one. From it a sample of each split is drawn (an example's
-    chance follows its share of the loss) and calibrated (the sample reproduces the full means of these cells). Further
-    cells are chosen as in `refine`, but measured on the sample, which tells its own standard error; a cell where that
-    is too large is measured again on a larger sample, and in the end on all examples, as happens near a minimum,
-    where a few examples carry the loss. So are cells whose sample gives no finite value, or no positive one where
-    losses are positive. The result is audited on all examples, as in `refine`: the cells drawn are of those that are
-    not computed on all examples, sampled and interpolated ones alike.
+    The coarsest lattice, denser around the origin, is computed on all examples, one by one. From it a sample of each
+    split is drawn (an example's chance follows its share of the loss) and calibrated (the sample reproduces the full
+    means of these cells). Further cells are chosen as in `refine`, but measured on the sample, which tells its own
+    standard error; a cell where that is too large is measured again on a larger sample, and in the end on all
+    examples, as happens near a minimum, where a few examples carry the loss. So are cells whose sample gives no finite
+    value, or no positive one where losses are positive. The result is audited on all examples, as in `refine`: the
+    cells drawn are of those that are not computed on all examples, sampled and interpolated ones alike.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def two_level(
     n_examples : mapping
         Split -> how many there are.
     tolerance : float, optional
-        As in `refine`. Without one, every cell is measured on 800 examples and audited once, whatever the audit finds.
+        As in `refine`. Without one, every cell is measured on 800 examples of each split (on all, where that saves too
+        little) and audited once, whatever the audit finds.
     weights : mapping, optional
         Split -> ``(n_examples,)``, positive: what each example counts in the mean; 1 by default.
 

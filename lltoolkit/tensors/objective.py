@@ -510,7 +510,8 @@ class Objective:
             total = 0.0
             try:
                 with self.network.gradients() as gradient:
-                    for batch in examples.batches(self.batch_size):
+                    # A quarter of a batch: the graph keeps every activation, where measuring keeps one at a time.
+                    for batch in examples.batches(-(-self.batch_size // 4)):
                         loss = self._measures(self.network(batch.inputs), batch.answer, batch.size)["loss"]
                         loss.sum().backward()
                         total += loss.total_weight()
