@@ -46,10 +46,10 @@ class Audits:
         self.attrs = {"n_audit": 0, "n_audits": self.n_rounds}
         self.attrs |= {"audited_rms": 0.0, "audited_p95_upper": 0.0, "audited_max": 0.0}
 
-    def hold(self, tolerance: float) -> bool:
-        """Tell whether the bounds on the 95th percentiles of loss and accuracy are within a tolerance."""
+    def excess(self, tolerance: float) -> float:
+        """Give how many times the tolerance the bounds on the 95th percentiles of loss and accuracy are."""
         bounds = ("audited_p95_upper", "audited_accuracy_p95_upper")
-        return all(float(self.attrs.get(name, 0.0)) <= tolerance for name in bounds)
+        return max(float(self.attrs.get(name, 0.0)) for name in bounds) / tolerance
 
     def judge(self, fields: Fields, predicted: np.ndarray, computed: Mapping[str, np.ndarray]) -> np.ndarray:
         """Compare predictions with what was computed, and note the verdict in `attrs`.

@@ -9,7 +9,7 @@ from lltoolkit.labelled.audit import Audits, worst
 from lltoolkit.labelled.interpolate import Fields
 from lltoolkit.labelled.lattice import Lattices
 from lltoolkit.labelled.plan import Answer, Ask, Known, Plan
-from lltoolkit.labelled.refine import CAUTION, MORE_CAUTION, compute, fill, passes, steps, wanted
+from lltoolkit.labelled.refine import CAUTION, MORE, audit, compute, fill, steps, wanted
 from lltoolkit.labelled.sampling import Sample, make_sample
 
 SMALLEST = 400  # examples of the ladder's first rung; each next rung has twice as many
@@ -76,7 +76,7 @@ def two_level(
     yield from ladder.begin()
     if tolerance is None:
         yield from ladder.take(np.flatnonzero(known.missing()), DEFAULT)
-        yield from passes(grid, known, audits, np.inf)
+        yield from audit(grid, known, audits, np.inf)
         return fill(grid, known, ladder.counts() | audits.attrs)
     caution = CAUTION
     while True:
@@ -85,9 +85,10 @@ def two_level(
             while len(cells := wanted(grid, known, level, allowed / caution)):
                 yield from ladder.measure(cells, noise)
         yield from ladder.climb(ladder.sampled(), noise)
-        if (yield from passes(grid, known, audits, tolerance)):
+        excess = yield from audit(grid, known, audits, tolerance)
+        if excess <= 1:
             break
-        caution *= MORE_CAUTION
+        caution *= np.clip(excess, *MORE)
     goal = {"tolerance": float(tolerance), "tolerance_met": 1}
     return fill(grid, known, goal | ladder.counts() | audits.attrs)
 

@@ -25,12 +25,14 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from lltoolkit.errors import require_choice
-from lltoolkit.tensors.examples import Examples, Inputs
-from lltoolkit.tensors.folding import CannotFold, FoldedNetwork, agree
+from lltoolkit.tensors.examples import Batch, Examples, Inputs
+from lltoolkit.tensors.folding import FoldedNetwork, agree
 from lltoolkit.tensors.graphs import Replayed
 from lltoolkit.tensors.machine import arithmetic
 from lltoolkit.tensors.objective import Forward, Objective, PerExample, Values
 from lltoolkit.tensors.params import move
+from lltoolkit.tensors.rewriting import CannotFold
+from lltoolkit.tensors.stem import Stem
 from lltoolkit.tensors.subspace import Subspace, require_fit
 
 Point: TypeAlias = Sequence[float]
@@ -79,7 +81,8 @@ class Engine:
 
     def measure_points(self, points: Sequence[Point]) -> list[Values]:
         """Measure points, each given by its coordinates."""
-        return [self.objective.summarize(gathered) for gathered in self.gather(points)]
+        with self.objective.measuring():
+            return [self.objective.summarize(gathered) for gathered in self.gather(points)]
 
     def gather(self, points: Sequence[Point], positions: Mapping[str, Tensor] | None = None) -> Iterator[PerExample]:
         """Measure every example, or those at `positions` of each split, at each point in turn."""
@@ -95,7 +98,7 @@ class Engine:
         network.write_buffers(theta)
 
     def _forward(self) -> Forward:
-        return lambda inputs: [self.objective.network(inputs)]
+        return lambda batch, _: [self.objective.network(batch.inputs)]
 
 
 class FlatEngine(Engine):
@@ -120,7 +123,7 @@ class FlatEngine(Engine):
         return Replayed(network) if on_gpu else network
 
     def _forward(self) -> Forward:
-        return lambda inputs: [self._network(inputs)]
+        return lambda batch, _: [self._network(batch.inputs)]
 
     def _write(self, point: Point) -> None:
         network = self.objective.network
@@ -131,7 +134,7 @@ class FlatEngine(Engine):
 
 
 class FoldedEngine(FlatEngine):
-    """As flat, with batch norm, sums and ReLU folded into the convolutions before them.
+    """As flat, with batch norm, sums and ReLU folded into the convolutions before them; a small stem is kept.
 
     Where no direction moves a batch norm's scale or variance, the folded weights are affine in the coordinates: origin
     and directions are folded once, in float64. Otherwise every cell is folded anew.
@@ -160,18 +163,43 @@ class FoldedEngine(FlatEngine):
                 base = self._folded.fold(origin)
                 ends = [{name: origin[name] + step for name, step in d.items()} for d in subspace.directions]
                 self._affine = [base, *(self._folded.fold(end) - base for end in ends)]
+            self._stem = self._keep_stem()
+            if self._stem is None and not self._folded.convolves:
+                raise CannotFold("it has no convolution of torch.nn, and no first layer that is worth keeping")
+
+    def _keep_stem(self) -> Stem | None:
+        examples = self.objective.examples
+        on_cpu = self.objective.device.type == "cpu"
+        if self._affine is None or not on_cpu or not Stem.fits(self._folded, len(self._affine), examples):
+            return None
+        return Stem(self._folded, self._affine, examples)
+
+    def _forward(self) -> Forward:
+        def forward(batch: Batch, split: str | None) -> list[Any]:
+            stem = None if split is None else self._stem
+            if not self._folded_here and (stem is None or self._folded.folds_more_than_stem):
+                self._write_folded()
+            return [self._network(batch.inputs) if stem is None or split is None else stem.run(batch, split)]
+
+        return forward
 
     def _write_flat(self, point: Point) -> None:
         super()._write(point)
 
     def _write(self, point: Point) -> None:
         self._write_flat(point)  # all that is not folded
+        self._point, self._folded_here = point, False  # the rest when it is needed
+        if self._stem is not None:
+            self._stem.move(point)
+
+    def _write_folded(self) -> None:
+        self._folded_here = True
         if self._affine is None:
             self._folded.write(self._folded.fold())
             return
         base, *steps = self._affine
         folded = base.clone()
-        for step, coordinate in zip(steps, point, strict=True):
+        for step, coordinate in zip(steps, self._point, strict=True):
             folded.add_(step, alpha=float(coordinate))
         self._folded.write(folded)
 
@@ -226,10 +254,10 @@ class BatchedEngine(FlatEngine):
             named = inputs if isinstance(inputs, dict) else None
             return functional_call(network.model, state, arguments, named, tie_weights=True)
 
-        def forward(inputs: Any) -> list[Any]:
+        def forward(batch: Batch, split: str | None) -> list[Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # vmap tells of operators that it runs one by one
-                together = vmap(run, in_dims=(0, None))(self._stacked, inputs)
+                together = vmap(run, in_dims=(0, None))(self._stacked, batch.inputs)
             return [tree_map(lambda leaf, cell=cell: leaf[cell], together) for cell in range(self.group)]
 
         return forward
@@ -237,16 +265,16 @@ class BatchedEngine(FlatEngine):
     def _compare(self) -> None:
         """Compare the answers with the network's own: vmap can't do all that a forward may."""
         objective = self.objective
-        inputs = objective.examples[objective.splits[0]].take(slice(0, _TRIAL)).inputs
+        batch = objective.examples[objective.splits[0]].take(slice(0, _TRIAL))
         with objective.lock, torch.no_grad(), arithmetic(objective.device):
             origin = [0.0] * self.subspace.dims
             self._stack([origin] * self.group)
             try:
-                found = self._forward()(inputs)[0]
+                found = self._forward()(batch, None)[0]
             except Exception as error:  # whatever vmap stumbles over
                 raise CannotBatch(f"vmap fails with {type(error).__name__}: {str(error).splitlines()[0]}") from error
             self._write(origin)
-            if not agree(objective.network(inputs), found):
+            if not agree(objective.network(batch.inputs), found):
                 raise CannotBatch("vmap gives other answers than the network itself")
 
 
@@ -386,16 +414,17 @@ class Evaluator:
             positions = {split: torch.as_tensor(chosen) for split, chosen in task.positions.items()}
         values: list[Values] = []
         examples: list[dict[tuple[str, str], np.ndarray]] = []
-        for gathered in self._gather(task, positions):
-            if positions is None:
-                values.append(self._objective.summarize(gathered))
-            if task.examples or positions is not None:
-                if coarse := [name for (_, name), found in gathered.items() if not found.per_example]:
-                    raise ValueError(
-                        f"{coarse[0]} is a mean over a batch; examples='two-level' needs the value of every example. "
-                        "Return a tensor of shape (B,)."
-                    )
-                examples.append({key: found.values.cpu().numpy() for key, found in gathered.items()})
+        with self._objective.measuring():
+            for gathered in self._gather(task, positions):
+                if positions is None:
+                    values.append(self._objective.summarize(gathered))
+                if task.examples or positions is not None:
+                    if coarse := [name for (_, name), found in gathered.items() if not found.per_example]:
+                        raise ValueError(
+                            f"{coarse[0]} is a mean over a batch; examples='two-level' needs the value of every "
+                            "example. Return a tensor of shape (B,)."
+                        )
+                    examples.append({key: found.values.cpu().numpy() for key, found in gathered.items()})
         return Result(values, examples, self._objective.batch_size)
 
     def _gather(self, task: Task, positions: Mapping[str, Tensor] | None) -> Iterator[PerExample]:

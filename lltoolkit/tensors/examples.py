@@ -30,10 +30,14 @@ READ_BATCH = 256  # examples collated at a time while a Dataset is read; shows i
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples together; `target` is None where the inputs are a dict that the loss reads itself."""
+    """Some examples together, from number `start` of their split on.
+
+    `target` is None where the inputs are a dict that the loss reads itself.
+    """
 
     inputs: Inputs
     target: Tensor | None
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -77,7 +81,8 @@ class Examples:
 
     def take(self, part: slice) -> Batch:
         """Return the examples of a slice."""
-        return Batch(_map(self.inputs, lambda leaf: leaf[part]), None if self.target is None else self.target[part])
+        target = None if self.target is None else self.target[part]
+        return Batch(_map(self.inputs, lambda leaf: leaf[part]), target, part.start)
 
     def pick(self, positions: Tensor) -> "Examples":
         """Copy the examples at `positions`, shape ``(m,)``, in that order."""

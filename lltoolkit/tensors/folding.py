@@ -5,10 +5,9 @@ In eval mode batch norm is an affine map per channel, so it goes into the weight
 convolution, sum and ReLU in one pass over memory.
 """
 
+import copy
 import math
-import operator
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -18,24 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from lltoolkit.tensors.network import Network
+from lltoolkit.tensors.rewriting import CONVOLUTIONS, CannotFold, find_layers, find_stem, reshape_for_view, trace
 
-Shapes: TypeAlias = dict[fx.Node, torch.Size]
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-_FUNCTIONS: dict[type, Callable[..., Tensor]] = {
-    nn.Conv1d: functional.conv1d,
-    nn.Conv2d: functional.conv2d,
-    nn.Conv3d: functional.conv3d,
-}
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_RELUS = (torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FUSED = "_convolution_pointwise"
 _SCALES = ("scale", "variance")  # folding is affine in all entries but these
 _AGREES = 1e-4  # of the largest answer: a wrong fold is off by its whole size, a right one by some 1e-6
-
-
-class CannotFold(ValueError):  # noqa: N818 - a reason, not a fault
-    """The folded engine can't take this model; the text says why."""
 
 
 class FoldedLayer(nn.Module):
@@ -56,9 +43,9 @@ class FoldedLayer(nn.Module):
 
     def __init__(self, layer: Layer, *, relu: bool, fused: bool) -> None:
         super().__init__()
-        self._relu = relu
+        self.relu = relu
         self.fused = fused and type(layer) is nn.Conv2d and not isinstance(layer.padding, str)
-        self._function = _FUNCTIONS.get(type(layer), functional.linear)
+        self._function = CONVOLUTIONS.get(type(layer), functional.linear)
         self._geometry: tuple[Any, ...] = ()
         if not isinstance(layer, nn.Linear):
             self._geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -67,18 +54,22 @@ class FoldedLayer(nn.Module):
         """Apply the layer, add `other`, take the positive part."""
         if self.fused and not torch.is_autocast_enabled(x.device.type):
             return self._by_onednn(x, other)
-        out = self._function(x, self.weight, self.bias, *self._geometry)
+        out = self.apply_layer(x, self.weight, self.bias)
         if other is not None:
             out = out + other
-        return out.relu() if self._relu else out
+        return out.relu() if self.relu else out
+
+    def apply_layer(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply the layer alone, with any weights."""
+        return self._function(x, weight, bias, *self._geometry)
 
     def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self._geometry
         place = (padding, stride, dilation, groups)
         operators = getattr(torch.ops.mkldnn, _FUSED)
         if other is None:
-            return operators.default(x, self.weight, self.bias, *place, "relu" if self._relu else "none", [], "")
-        relu = "relu" if self._relu else None
+            return operators.default(x, self.weight, self.bias, *place, "relu" if self.relu else "none", [], "")
+        relu = "relu" if self.relu else None
         return operators.binary(x, other, self.weight, self.bias, *place, "add", 1.0, relu, [], "")
 
 
@@ -133,16 +124,18 @@ class FoldedNetwork:
     ----------
     fused : bool
         Whether oneDNN's fused convolutions run.
+    convolves : bool
+        Whether any convolution was folded.
 
     Raises
     ------
     CannotFold
-        If the model can't be traced, has no convolution, or the folded network gives other answers.
+        If the model can't be traced, has no layer to fold, or the folded network gives other answers.
     """
 
     def __init__(self, network: Network, inputs: Any) -> None:
         self._network = network
-        self._graph_module, shapes = _trace(network.model, inputs)
+        self._graph_module, shapes = trace(network.model, inputs)
         self._units: list[Unit] = []
         self._layers: list[FoldedLayer] = []
         first_names = {id(twin): name for name, twins in network.views.items() for twin in twins}
@@ -150,15 +143,17 @@ class FoldedNetwork:
         on_cpu = network.device.type == "cpu" and network.flat.dtype == torch.float32
         # The operators are private to torch: they are used where they are there and give the right answer.
         self.fused = on_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, _FUSED)
-        for found in _find(self._graph_module, shapes):
+        for found in find_layers(self._graph_module, shapes):
             layer = FoldedLayer(found.layer, relu=found.relu, fused=self.fused)
             self._units.append(Unit(found.layer, found.norm, first_names))
             self._layers.append(layer)
             found.replace(self._graph_module, layer, name=f"folded_{len(self._layers)}")
-        if not any(len(unit.shape) > 2 for unit in self._units):
-            raise CannotFold("it has no convolution of torch.nn")
-        _reshape_for_view(self._graph_module.graph)
+        self.convolves = any(len(unit.shape) > 2 for unit in self._units)
+        if not self._units:
+            raise CannotFold("it has no convolution of torch.nn, and does not begin with a linear layer")
+        reshape_for_view(self._graph_module.graph)
         self._graph_module.recompile()
+        self._stem, self._before, self._after = self._part_at_stem()
         self._flat = self._lay_out()
         self.write(self.fold())
         try:
@@ -208,15 +203,64 @@ class FoldedNetwork:
             name in moved for unit in self._units for role, (name, _) in unit.entries.items() if role in _SCALES
         )
 
+    @property
+    def stem(self) -> FoldedLayer | None:
+        """The layer that is applied to the inputs and whose outputs are all that the rest needs, if there is one."""
+        return self._stem
+
+    def stem_outputs(self, inputs: Tensor, folded: Tensor) -> Tensor:
+        """Apply the stem, without its ReLU, with the weights that stand in `folded`, in float64."""
+        if self._stem is None or self._before is None:
+            raise CannotFold("its first layer is not alone in reading the inputs")
+        place = next(place for place, layer in enumerate(self._layers) if layer is self._stem)
+        start = sum(self._sizes[:place])
+        weight, bias = self._views(self._units[place], folded[start : start + self._sizes[place]])
+        return self._stem.apply_layer(self._before(_channels_last(inputs.double())), weight, bias)
+
+    def after_stem(self, outputs: Tensor) -> Any:
+        """Run the rest of the network on what the stem gives, its ReLU applied."""
+        if self._after is None:
+            raise CannotFold("its first layer is not alone in reading the inputs")
+        return self._after(outputs)
+
+    @property
+    def folds_more_than_stem(self) -> bool:
+        """Whether layers after the stem were folded, too."""
+        return len(self._layers) > (self._stem is not None)
+
+    def _part_at_stem(self) -> tuple[FoldedLayer | None, fx.GraphModule | None, fx.GraphModule | None]:
+        """Part the graph into what comes before the stem, the stem, and what comes after it."""
+        name = find_stem(self._graph_module, FoldedLayer)
+        if name is None:
+            return None, None, None
+        before, after = copy.deepcopy(self._graph_module.graph), copy.deepcopy(self._graph_module.graph)
+        (stem,) = [node for node in before.nodes if node.name == name]
+        for node in [node for node in before.nodes if node.op == "output"]:
+            before.erase_node(node)
+        before.output(stem.args[0])
+        before.eliminate_dead_code(_is_an_end)
+        (stem,) = [node for node in after.nodes if node.name == name]
+        (inputs,) = [node for node in after.nodes if node.op == "placeholder"]
+        with after.inserting_before(inputs):
+            stem.replace_all_uses_with(after.placeholder("stem"))
+        after.eliminate_dead_code(_is_an_end)
+        after.erase_node(inputs)
+        layer = self._graph_module.get_submodule(str(stem.target))
+        parts = fx.GraphModule(self._graph_module, before), fx.GraphModule(self._graph_module, after)
+        return layer, *parts  # type: ignore[return-value]
+
     def _lay_out(self) -> Tensor:
         """Give every layer views of one flat tensor, weights with their channels last."""
-        sizes = [math.prod(unit.shape) + unit.shape[0] for unit in self._units]
-        flat = self._network.flat.new_empty(sum(sizes))
-        for unit, layer, part in zip(self._units, self._layers, flat.split(sizes), strict=True):
-            rows, columns, *kernel = unit.shape
-            weight, layer.bias = part[:-rows], part[-rows:]
-            layer.weight = weight.view(rows, *kernel, columns).movedim(-1, 1)
+        self._sizes = [math.prod(unit.shape) + unit.shape[0] for unit in self._units]
+        flat = self._network.flat.new_empty(sum(self._sizes))
+        for unit, layer, part in zip(self._units, self._layers, flat.split(self._sizes), strict=True):
+            layer.weight, layer.bias = self._views(unit, part)
         return flat
+
+    @staticmethod
+    def _views(unit: Unit, part: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns, *kernel = unit.shape
+        return part[:-rows].view(rows, *kernel, columns).movedim(-1, 1), part[-rows:]
 
     def _compare(self, inputs: Any) -> None:
         """Compare the answers with the network's own: tracing can't see all that Python does."""
@@ -230,118 +274,8 @@ class FoldedNetwork:
             raise CannotFold("its folded form gives other answers: its forward depends on what tracing can't see")
 
 
-class _Found:
-    """A layer in the graph with the batch norm, sum and ReLU that follow it, as far as there are any."""
-
-    def __init__(self, graph_module: fx.GraphModule, node: fx.Node, shapes: Shapes, uses: Counter) -> None:
-        self.layer: Any = graph_module.get_submodule(str(node.target))
-        self.norm: Any = None
-        self.other: fx.Node | None = None
-        self.relu = False
-        self._chain = [node]
-        follower = _only_user(node)
-        if follower is not None and _is_norm(graph_module, follower, uses) and self._by_channel(shapes):
-            self.norm = graph_module.get_submodule(str(follower.target))
-            follower = self._take(follower)
-        if follower is not None and isinstance(self.layer, nn.Conv2d) and _is_sum(follower):
-            other = next((part for part in follower.all_input_nodes if part is not self._chain[-1]), None)
-            if other is not None and shapes.get(other) == shapes.get(self._chain[-1]):
-                self.other = other
-                follower = self._take(follower)
-        if follower is not None and _is_relu(graph_module, follower):
-            self.relu = True
-            self._take(follower)
-
-    def _take(self, node: fx.Node) -> fx.Node | None:
-        self._chain.append(node)
-        return _only_user(node)
-
-    def _by_channel(self, shapes: Shapes) -> bool:
-        """Whether batch norm sees the layer's outputs as its channels: of a linear layer only without further axes."""
-        return not isinstance(self.layer, nn.Linear) or len(shapes.get(self._chain[0], ())) == 2
-
-    def replace(self, graph_module: fx.GraphModule, layer: FoldedLayer, name: str) -> None:
-        """Put `layer` in the place of all that it carries, where the last of it stood."""
-        graph = graph_module.graph
-        graph_module.add_submodule(name, layer)
-        arguments = (self._chain[0].args[0], *([] if self.other is None else [self.other]))
-        with graph.inserting_after(self._chain[-1]):
-            new = graph.call_module(name, arguments)
-        self._chain[-1].replace_all_uses_with(new)
-        for node in reversed(self._chain):
-            graph.erase_node(node)
-
-
-def _find(graph_module: fx.GraphModule, shapes: Shapes) -> Iterator[_Found]:
-    uses = Counter(node.target for node in graph_module.graph.nodes if node.op == "call_module")
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_module" or uses[node.target] > 1 or len(node.args) != 1 or node.kwargs:
-            continue
-        layer = graph_module.get_submodule(node.target)
-        convolves = type(layer) in _FUNCTIONS and layer.padding_mode == "zeros"
-        if convolves or type(layer) is nn.Linear:
-            found = _Found(graph_module, node, shapes, uses)
-            if convolves or found.norm is not None:
-                yield found
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_norm(graph_module: fx.GraphModule, node: fx.Node, uses: Counter) -> bool:
-    if node.op != "call_module" or uses[node.target] > 1:
-        return False
-    module = graph_module.get_submodule(str(node.target))
-    return type(module) in _NORMS and module.running_mean is not None
-
-
-def _is_relu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(graph_module.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in _RELUS
-
-
-def _is_sum(node: fx.Node) -> bool:
-    plain = len(node.args) == 2 and all(isinstance(part, fx.Node) for part in node.args) and not node.kwargs
-    return node.op in ("call_function", "call_method") and node.target in _SUMS and plain
-
-
-def _trace(model: nn.Module, inputs: Any) -> tuple[fx.GraphModule, Shapes]:
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        raise CannotFold("it has forward hooks, which want every layer's own output")
-    try:
-        graph_module = fx.GraphModule(model, fx.Tracer().trace(model))
-        return graph_module, _record_shapes(graph_module, inputs)
-    except Exception as error:  # a forward that asks its data what to do, in whatever way
-        raise CannotFold(f"its forward can't be traced by torch.fx ({type(error).__name__}: {error})") from error
-
-
-def _record_shapes(graph_module: fx.GraphModule, inputs: Any) -> Shapes:
-    """Run the graph once and note the shape of what each node gives."""
-    shapes: Shapes = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n] = value.shape
-            return value
-
-    names = [node.target for node in graph_module.graph.nodes if node.op == "placeholder"]
-    arguments = [inputs] if isinstance(inputs, Tensor) else inputs
-    if isinstance(inputs, dict):
-        arguments = [inputs[name] for name in names if name in inputs]
-    with torch.no_grad():
-        Recorder(graph_module).run(*arguments)
-    return shapes
-
-
-def _reshape_for_view(graph: fx.Graph) -> None:
-    """Turn ``view`` into ``reshape``, which also takes tensors whose channels are last."""
-    for node in graph.nodes:
-        if node.op == "call_method" and node.target == "view":
-            node.target = "reshape"
+def _is_an_end(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output")
 
 
 def _channels_last(leaf: Tensor) -> Tensor:

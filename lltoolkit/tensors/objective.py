@@ -4,7 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
-from lltoolkit.tensors.examples import Examples, Inputs, read_splits, sha256_of_splits
+from lltoolkit.tensors.examples import Batch, Examples, read_splits, sha256_of_splits
 from lltoolkit.tensors.machine import (
     arithmetic,
     count_flops,
@@ -39,7 +40,8 @@ from lltoolkit.tensors.subspace import require_fit
 
 Values: TypeAlias = dict[tuple[str, str], float]
 PerExample: TypeAlias = dict[tuple[str, str], Gathered]
-Forward: TypeAlias = Callable[[Inputs], Sequence[Any]]  # a batch of inputs to the answer of each cell in turn
+# From a batch, and the split whose own examples it holds, if it does, to the answer of each cell in turn.
+Forward: TypeAlias = Callable[[Batch, str | None], Sequence[Any]]
 R = TypeVar("R")
 BUFFERS = ("frozen", "interpolate", "recompute")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -176,6 +178,7 @@ class Objective:
         self.n_threads = default_threads(self.flops * min(self.batch_size, max(self.n_examples.values())))
         self._minimum: Values | None = None
         self._seconds: float | None = None
+        self._is_measuring = False
 
     @property
     def n_params(self) -> int:
@@ -281,6 +284,20 @@ class Objective:
         """Measure the network as its weights and buffers now stand; engines write these first."""
         return self.summarize(self.gather()[0])
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Hold what many measurements share: the lock, the arithmetic, the threads. One in another costs nothing."""
+        with self.lock:
+            if self._is_measuring:
+                yield
+                return
+            self._is_measuring = True
+            try:
+                with torch.no_grad(), arithmetic(self.device, self.precision), using_threads(self.n_threads):
+                    yield
+            finally:
+                self._is_measuring = False
+
     def gather(
         self, forward: Forward | None = None, n_cells: int = 1, positions: Mapping[str, Tensor] | None = None
     ) -> list[PerExample]:
@@ -300,9 +317,9 @@ class Objective:
         list of dict
             For each cell ``{(split, name): values}``, in float64.
         """
-        forward = forward or (lambda inputs: [self.network(inputs)])
+        forward = forward or (lambda batch, _: [self.network(batch.inputs)])
         cells: list[PerExample] = [{} for _ in range(n_cells)]
-        with self.lock, torch.no_grad(), arithmetic(self.device, self.precision), using_threads(self.n_threads):
+        with self.measuring():
             if self.buffers == "recompute":
                 first = self.examples[self.splits[0]]
                 self._fitting(lambda size: self.network.recompute_buffers(first, size))
@@ -310,7 +327,8 @@ class Objective:
                 examples = self.examples[split]
                 if positions is not None:
                     examples = examples.pick(positions[split])
-                for cell, found in zip(cells, self._gather_split(examples, forward, n_cells), strict=True):
+                own = split if positions is None else None
+                for cell, found in zip(cells, self._gather_split(examples, own, forward, n_cells), strict=True):
                     cell |= {(split, name): values for name, values in found.items()}
         return cells
 
@@ -335,11 +353,13 @@ class Objective:
                 }
         return values
 
-    def _gather_split(self, examples: Examples, forward: Forward, n_cells: int) -> list[dict[str, Gathered]]:
+    def _gather_split(
+        self, examples: Examples, split: str | None, forward: Forward, n_cells: int
+    ) -> list[dict[str, Gathered]]:
         def run(batch_size: int) -> list[dict[str, list[Gathered]]]:
             cells: list[dict[str, list[Gathered]]] = [{} for _ in range(n_cells)]
             for batch in examples.batches(batch_size):
-                for cell, output in zip(cells, forward(batch.inputs), strict=True):
+                for cell, output in zip(cells, forward(batch, split), strict=True):
                     for name, measured in self._measures(output, batch.answer, batch.size).items():
                         cell.setdefault(name, []).append(measured)
             return cells

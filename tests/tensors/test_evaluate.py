@@ -12,8 +12,9 @@ from torch.nn import functional
 
 import lltoolkit as ll
 from lltoolkit import Objective, interpolate, random_subspace
+from lltoolkit.tensors import stem
 from lltoolkit.tensors.evaluate import ENGINES, Evaluator, FoldedEngine, Task, make_engine
-from lltoolkit.tensors.folding import CannotFold
+from lltoolkit.tensors.rewriting import CannotFold
 from tests.models import BY_NAME, CASES, Case, seeded
 
 CNN = BY_NAME["cnn_batchnorm"]
@@ -90,7 +91,7 @@ CONVOLUTIONAL = [
     Case("preactivation", settled(PreActivation), images),
     Case("conv1d", settled(Sequence), images),
 ]
-FOLDABLE = {"cnn_batchnorm", "vgg_dropout", "two_inputs", *(case.name for case in CONVOLUTIONAL)}
+FOLDABLE = {"mlp", "cnn_batchnorm", "vgg_dropout", "two_inputs", *(case.name for case in CONVOLUTIONAL)}
 
 
 def moved(case, subspace, point):
@@ -360,6 +361,18 @@ def test_what_is_no_model_is_named():
 
 def test_auto_says_why_in_the_log(caplog):
     caplog.set_level(logging.INFO)
-    objective = Objective(MLP.model(), MLP.data())
+    objective = Objective(BY_NAME["lstm"].model(), BY_NAME["lstm"].data())
     make_engine(objective, random_subspace(objective))
     assert "no convolution" in caplog.text
+
+
+def test_a_stem_too_large_for_the_cache_is_not_kept(monkeypatch):
+    monkeypatch.setattr(stem, "LARGEST", 100)
+    objective = Objective(MLP.model(), MLP.data())
+    with pytest.raises(CannotFold, match="no first layer that is worth keeping"):
+        FoldedEngine(objective, random_subspace(objective))
+    objective = Objective(CNN.model(), CNN.data())
+    plane = random_subspace(objective, seed=1)
+    without = make_engine(objective, plane).measure((0.3, -0.2))
+    monkeypatch.undo()
+    assert without == pytest.approx(make_engine(objective, plane).measure((0.3, -0.2)), rel=1e-6)
