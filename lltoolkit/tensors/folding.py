@@ -17,7 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from lltoolkit.tensors.network import Network
-from lltoolkit.tensors.rewriting import CONVOLUTIONS, CannotFold, find_layers, find_stem, reshape_for_view, trace
+from lltoolkit.tensors.rewriting import (
+    CONVOLUTIONS,
+    CannotFold,
+    find_heads,
+    find_layers,
+    find_stem,
+    replace_module,
+    reshape_for_view,
+    trace,
+)
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _FUSED = "_convolution_pointwise"
@@ -71,6 +80,27 @@ class FoldedLayer(nn.Module):
             return operators.default(x, self.weight, self.bias, *place, "relu" if self.relu else "none", [], "")
         relu = "relu" if self.relu else None
         return operators.binary(x, other, self.weight, self.bias, *place, "add", 1.0, relu, [], "")
+
+
+class NarrowLinear(nn.Module):
+    """A linear layer of a few outputs, computed the other way round: ``(W x^T)^T``, several times as fast on a CPU.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+        Its weights are read where they are.
+    """
+
+    MOST = 32  # outputs; from there on the usual way fills the registers, too
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, n_in)`` to ``(B, n_out)``, whose memory is laid out output by output."""
+        weight, bias = self.layer.weight, self.layer.bias
+        return (weight @ x.T if bias is None else torch.addmm(bias[:, None], weight, x.T)).T
 
 
 class Unit:
@@ -151,6 +181,10 @@ class FoldedNetwork:
         self.convolves = any(len(unit.shape) > 2 for unit in self._units)
         if not self._units:
             raise CannotFold("it has no convolution of torch.nn, and does not begin with a linear layer")
+        if network.device.type == "cpu":
+            for node in find_heads(self._graph_module, shapes, NarrowLinear.MOST):
+                head: Any = self._graph_module.get_submodule(str(node.target))
+                replace_module(self._graph_module, node, NarrowLinear(head))
         reshape_for_view(self._graph_module.graph)
         self._graph_module.recompile()
         self._stem, self._before, self._after = self._part_at_stem()

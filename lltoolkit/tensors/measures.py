@@ -35,9 +35,8 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
 def accuracy(output: Any, target: Tensor) -> Tensor:
     """Share of right answers of each example in [0, 1], shape ``(B,)``; NaN where the model's answer is NaN."""
     logits = class_axis_second(logits_of(output), target)
-    right = (logits.argmax(dim=1) == target).double()
-    if not math.isfinite(float(logits.detach().sum())):  # one look at all of them, since it is rare
-        right[logits.isnan().any(dim=1)] = torch.nan
+    largest, answer = logits.max(dim=1)  # NaN where any of the logits is
+    right = (answer == target).double().masked_fill_(largest.isnan(), torch.nan)
     return _mean_over_positions(right, target.long())
 
 

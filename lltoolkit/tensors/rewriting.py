@@ -87,6 +87,22 @@ def find_layers(graph_module: fx.GraphModule, shapes: Shapes) -> Iterator[Found]
                 yield found
 
 
+def find_heads(graph_module: fx.GraphModule, shapes: Shapes, most: int) -> list[fx.Node]:
+    """Find the linear layers of at most so many outputs, on inputs without further axes."""
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if node.op == "call_module" and len(node.args) == 1 and len(shapes.get(node, ())) == 2
+        if type(layer := graph_module.get_submodule(node.target)) is nn.Linear and layer.out_features <= most
+    ]
+
+
+def replace_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Let a node call another module."""
+    node.target = f"{node.name}_replaced"
+    graph_module.add_submodule(node.target, module)
+
+
 def find_stem(graph_module: fx.GraphModule, kind: type) -> str | None:
     """Find the layer of a kind that alone reads the model's one input, reshaped at most.
 

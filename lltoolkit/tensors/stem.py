@@ -14,7 +14,6 @@ from torch import Tensor
 from lltoolkit.tensors.examples import Batch, Examples
 from lltoolkit.tensors.folding import FoldedNetwork
 
-PIECE = 128 * 2**10  # bytes; four such pieces fit into a core's own cache
 LARGEST = 16 * 2**20  # bytes; of a cache that several cores share, so that what is kept for all examples stays in it
 
 
@@ -61,13 +60,9 @@ class Stem:
         """Run the network on a batch of a split's own examples, from the stem's outputs on."""
         part = slice(batch.start, batch.start + batch.size)
         here = self._here[split][part]
-        few = max(1, PIECE // (here[0].numel() * here.element_size()))
-        pieces = [outputs[part].split(few) for outputs in self._outputs[split]]
-        # Piece by piece, each small enough to stay in the core's own cache from the first sum to the ReLU.
-        for sums, base, *steps in zip(here.split(few), *pieces, strict=True):
-            so_far = base
-            for step, coordinate in zip(steps, self._point, strict=True):
-                so_far = torch.add(so_far, step, alpha=float(coordinate), out=sums)
-            if self._relu:
-                sums.relu_()
+        so_far, *steps = (outputs[part] for outputs in self._outputs[split])
+        for step, coordinate in zip(steps, self._point, strict=True):
+            so_far = torch.add(so_far, step, alpha=float(coordinate), out=here)
+        if self._relu:
+            here.relu_()
         return self._folded.after_stem(here)
