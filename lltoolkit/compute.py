@@ -26,6 +26,7 @@ from lltoolkit.labelled.surface import (
     empty_surface,
     fill_rest,
     forget_filled,
+    know_exactly,
     owner_id,
 )
 from lltoolkit.labelled.twolevel import two_level
@@ -349,10 +350,13 @@ def _open_journal(file: SurfaceFile | None, surface: xr.Dataset, resume: bool) -
 
 def _fill(objective: Objective, surface: xr.Dataset, filled: Sequence[Filled | None]) -> None:
     """Write what the plans filled in, and their audits."""
+    sampled = objective.n_examples != objective.n_total
+    if not sampled:
+        know_exactly(surface)
     numbers: dict[str, list[Any]] = {}
     for place, each in enumerate(filled):
         if each is not None:
-            fill_rest(surface, place, each, sampled=objective.n_examples != objective.n_total)
+            fill_rest(surface, place, each, sampled=sampled)
             for name, value in each.attrs.items():
                 numbers.setdefault(name, []).append(value)
     for name, values in numbers.items():  # of an ensemble the worst

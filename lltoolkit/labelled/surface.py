@@ -102,6 +102,14 @@ def fill_cells(surface: xr.Dataset, cells: np.ndarray, values: Mapping[str, np.n
     surface["status"].values[where] = STATUS["computed"]
 
 
+def know_exactly(surface: xr.Dataset) -> None:
+    """Set the standard errors of the cells that were computed on all examples to 0; in place."""
+    where = np.unravel_index(cells_with(surface, "computed"), surface["status"].shape)
+    for name in map(str, surface.data_vars):
+        if name.endswith("_se"):
+            by_split(surface, name)[(slice(None), *where)] = 0.0
+
+
 def fill_rest(surface: xr.Dataset, place: int, filled: "Filled", *, sampled: bool) -> None:
     """Write what a plan filled in into the cells that were not computed; in place.
 
@@ -131,8 +139,6 @@ def fill_rest(surface: xr.Dataset, place: int, filled: "Filled", *, sampled: boo
             grid = grid[:, place] if "direction" in surface.dims else grid
             if target != name and sampled:
                 grid[:] = grid[(slice(None), *nearest)].reshape(grid.shape)
-            elif target != name:
-                grid[:] = np.where(rest, values, 0.0).reshape(grid.shape)
             else:
                 grid[:] = np.where(rest, values, grid.reshape(len(grid), -1)).reshape(grid.shape)
     status[:] = np.where(rest, filled.status, STATUS["computed"]).reshape(status.shape)
