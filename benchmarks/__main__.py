@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.cases import CASES, Sources, make_case
 from benchmarks.cells import bars, compare_cells
+from benchmarks.engines import compare_engines, engines_report
 from benchmarks.limit import sgemm_rate
 from benchmarks.memory import compute_one, measure_memory, memory_report
 from benchmarks.report import bars_table, cells_report, describe_machine, write_json
@@ -81,6 +82,26 @@ def cells(
         content["bars"] += bars(result)
         _keep(out, content)
     typer.echo(cells_report(content))
+
+
+@app.command()
+def engines(
+    out: Out = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(CASES)}; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine at each batch size.")] = 3,
+    cifar: Cifar = None,
+    resnet20: ResNet20 = None,
+    resnet56: ResNet56 = None,
+    normalize: Normalize = "imagenet",
+) -> None:
+    """Time every engine at every batch size, on one thread: what "auto" and the default batch size were read from."""
+    torch.set_num_threads(1)
+    sources = _sources(cifar, resnet20, resnet56, normalize)
+    content: dict[str, Any] = {"machine": describe_machine(1), "cases": []}
+    for name in only or CASES:
+        content["cases"].append(compare_engines(make_case(name, sources, quick=True), n_rounds=rounds, tell=_tell))
+        _keep(out, content)
+    typer.echo(engines_report(content))
 
 
 @app.command()
