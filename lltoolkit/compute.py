@@ -32,7 +32,7 @@ from lltoolkit.labelled.surface import (
 from lltoolkit.labelled.twolevel import two_level
 from lltoolkit.pools import can_travel, choose_pool
 from lltoolkit.store import SurfaceFile, require_writable
-from lltoolkit.tensors.evaluate import ENGINES, make_engine, require_match
+from lltoolkit.tensors.evaluate import ENGINES, group_of, make_engine, require_match
 from lltoolkit.tensors.machine import PRECISIONS
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.subspace import Subspace
@@ -179,8 +179,7 @@ def compute_surface(
     for axis, values in grid.items():
         if values.min() < 0 < values.max() and 0 not in values:
             log.warning("no grid point at 0 of %s, so the minimizer is in no cell; an odd resolution has one", axis)
-    chosen = make_engine(objective, subspaces[0], engine)
-    for each in subspaces[1:]:
+    for each in subspaces:
         require_match(objective, each)
     plan = {"sampling": examples, "tolerance": "none" if tolerance is None else float(tolerance)}
     with ExitStack() as stack:
@@ -190,15 +189,14 @@ def compute_surface(
             n_bytes = 2 * n_cells * len(objective.splits) * 8 * 4 + 10**6  # two copies of up to four variables
             file = stack.enter_context(SurfaceFile(require_writable(path, n_bytes)))
             stored = file.load() if resume else None
+        # All of these show in the last bits: a resumed surface is computed as it was begun.
+        before: Mapping[str, Any] = {} if stored is None else stored.attrs
         how = {
-            "engine": chosen.name,
-            "batch_size": objective.batch_size,
-            "n_threads": 1 if can_travel(objective) else objective.n_threads,
+            "engine": before.get("engine") or make_engine(objective, subspaces[0], engine).name,
+            "batch_size": before.get("batch_size", objective.batch_size),
+            "n_threads": before.get("n_threads") or (1 if can_travel(objective) else objective.n_threads),
+            "precision": precision,
         }
-        if stored is not None:
-            # All three show in the last bits: a resumed surface is computed as it was begun.
-            how = {key: stored.attrs.get(key, value) for key, value in how.items()}
-        how["precision"] = precision
         stack.enter_context(_computing(objective, how))
         if stored is not None:
             require_same(stored, objective, subspaces, file.path)
@@ -223,7 +221,7 @@ def compute_surface(
             pool,
             n_examples=sum(objective.n_examples.values()),
             seconds_per_cell=objective.seconds_per_cell(),
-            group=chosen.group,
+            group=group_of(how["engine"]),
             progress=progress,
             callback=callback,
         )

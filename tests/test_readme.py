@@ -6,14 +6,18 @@ from pathlib import Path
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
+def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, fast, cluster = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
-    exec(block, names)
+    exec(first, names)
     assert names["surface"].sizes == {"split": 2, "alpha": 11, "beta": 11}
     assert {path.name for path in tmp_path.iterdir()} == {"mine.surface.nc", "mine.png"}
     assert "gradient norm at the minimizer" in capsys.readouterr().out
+    exec(fast, names)
+    assert names["surface"].attrs["tolerance_met"] == 1
+    assert 0 <= float(capsys.readouterr().out) <= 0.05
+    compile(cluster, "README.md", "exec")  # there is no SLURM here; tests/test_compute_fast.py has a LocalCluster
 
 
 def test_the_files_that_it_names_exist():

@@ -316,6 +316,11 @@ def make_engine(objective: Objective, subspace: Subspace, engine: str = "auto") 
     return Engine(objective, subspace) if engine == "plain" else FlatEngine(objective, subspace)
 
 
+def group_of(engine: str) -> int:
+    """Tell how many cells an engine takes at once."""
+    return BatchedEngine.group if engine == BatchedEngine.name else 1
+
+
 @dataclass(frozen=True)
 class Task:
     """Some cells to measure together.
