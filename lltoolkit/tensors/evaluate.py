@@ -166,6 +166,26 @@ class FoldedEngine(FlatEngine):
             self._stem = self._keep_stem()
             if self._stem is None and not self._folded.convolves:
                 raise CannotFold("it has no convolution of torch.nn, and no first layer that is worth keeping")
+            self._compare()
+
+    def _compare(self) -> None:
+        """Compare the answers with the network's own, also away from the origin: tracing can't see all that is done.
+
+        Raises
+        ------
+        CannotFold
+            If they differ.
+        """
+        forward, objective = self._forward(), self.objective
+        for coordinate in (0.0, 1.0, -1.0):
+            self._write([coordinate] * self.subspace.dims)
+            for split, examples in objective.examples.items():
+                last = max(0, len(examples) - _TRIAL)
+                for start in sorted({0, last}):
+                    batch = examples.take(slice(start, start + _TRIAL))
+                    own = objective.network(batch.inputs)
+                    if not all(agree(own, forward(batch, where)[0]) for where in (None, split)):
+                        raise CannotFold("its folded form gives other answers: its forward does what tracing can't see")
 
     def _keep_stem(self) -> Stem | None:
         examples = self.objective.examples

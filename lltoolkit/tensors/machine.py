@@ -176,6 +176,7 @@ def arithmetic(device: torch.device, precision: str = "exact") -> Iterator[None]
     before = [place.fp32_precision for place in places]
     old = None if _HAS_FP32_PRECISION else (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
     tuning = backends.cudnn.benchmark, backends.cudnn.deterministic
+    mkldnn = backends.mkldnn.enabled  # a worker process would not know that its parent has switched it off
     tf32 = precision == "tf32"
     try:
         for place in places[:n_cuda]:
@@ -186,10 +187,12 @@ def arithmetic(device: torch.device, precision: str = "exact") -> Iterator[None]
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
             backends.cudnn.allow_tf32 = tf32
         backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
+        backends.mkldnn.enabled = True
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         backends.cudnn.benchmark, backends.cudnn.deterministic = tuning
+        backends.mkldnn.enabled = mkldnn
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
         if old is not None:

@@ -18,6 +18,7 @@ CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELUS = (torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_IN_PLACE = ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
 
@@ -34,22 +35,31 @@ class Found:
         self.other: fx.Node | None = None
         self.relu = False
         self._chain = [node]
-        follower = _only_user(node)
+        follower = self._follower(graph_module)
         if follower is not None and _is_norm(graph_module, follower, uses) and self._by_channel(shapes):
             self.norm = graph_module.get_submodule(str(follower.target))
-            follower = self._take(follower)
+            self._chain.append(follower)
+            follower = self._follower(graph_module)
         if follower is not None and isinstance(self.layer, nn.Conv2d) and _is_sum(follower):
             other = next((part for part in follower.all_input_nodes if part is not self._chain[-1]), None)
             if other is not None and shapes.get(other) == shapes.get(self._chain[-1]):
                 self.other = other
-                follower = self._take(follower)
+                self._chain.append(follower)
+                follower = self._follower(graph_module)
         if follower is not None and _is_relu(graph_module, follower):
             self.relu = True
-            self._take(follower)
+            self._chain.append(follower)
 
-    def _take(self, node: fx.Node) -> fx.Node | None:
-        self._chain.append(node)
-        return _only_user(node)
+    def _follower(self, graph_module: fx.GraphModule) -> fx.Node | None:
+        """Return the only user of the chain's end, unless something is written in place on the way to it."""
+        # The layer will be computed where the chain ends; its inputs must be the same there.
+        follower = _only_user(self._chain[-1])
+        between = self._chain[-1].next
+        while follower is not None and between is not follower:
+            if _is_in_place(graph_module, between):
+                return None
+            between = between.next
+        return follower
 
     def _by_channel(self, shapes: Shapes) -> bool:
         """Whether batch norm sees the layer's outputs as its channels: of a linear layer only without further axes."""
@@ -103,23 +113,26 @@ def replace_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Modul
     graph_module.add_submodule(node.target, module)
 
 
-def find_stem(graph_module: fx.GraphModule, kind: type) -> str | None:
+def find_stem(graph_module: fx.GraphModule, kind: type) -> list[str]:
     """Find the layer of a kind that alone reads the model's one input, reshaped at most.
 
     Returns
     -------
-    str or None
-        The name of its node, if there is such a layer: all that comes after it needs its outputs alone.
+    list of str
+        The names of the nodes from the input to that layer, if there is one: all that comes after it needs its
+        outputs alone. Empty otherwise.
     """
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
-        return None
-    node = _only_user(inputs[0])
+        return []
+    chain, node = inputs, _only_user(inputs[0])
     while node is not None and _is_reshape(graph_module, node):
+        chain.append(node)
         node = _only_user(node)
     if node is None or node.op != "call_module" or len(node.all_input_nodes) != 1:
-        return None
-    return node.name if type(graph_module.get_submodule(str(node.target))) is kind else None
+        return []
+    stands = type(graph_module.get_submodule(str(node.target))) is kind
+    return [each.name for each in [*chain, node]] if stands else []
 
 
 def _reads_inputs(node: fx.Node) -> bool:
@@ -148,6 +161,17 @@ def _is_norm(graph_module: fx.GraphModule, node: fx.Node, uses: Counter) -> bool
         return False
     module = graph_module.get_submodule(str(node.target))
     return type(module) in _NORMS and module.running_mean is not None
+
+
+def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(graph_module.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    changes = name.endswith("_") and not name.endswith("__")
+    named = node.target in (operator.setitem, operator.delitem) or name in _IN_PLACE
+    return changes or named or bool(node.kwargs.get("inplace"))
 
 
 def _is_relu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
@@ -179,10 +203,14 @@ def trace(model: nn.Module, inputs: Any) -> tuple[fx.GraphModule, Shapes]:
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         raise CannotFold("it has forward hooks, which want every layer's own output")
     try:
-        graph_module = fx.GraphModule(model, fx.Tracer().trace(model))
+        graph_module = fx.GraphModule(model, _Tracer().trace(model))
         return graph_module, _record_shapes(graph_module, inputs)
     except Exception as error:  # a forward that asks its data what to do, in whatever way
         raise CannotFold(f"its forward can't be traced by torch.fx ({type(error).__name__}: {error})") from error
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # arithmetic on a buffer, which a subspace may move, is part of the graph
 
 
 def _record_shapes(graph_module: fx.GraphModule, inputs: Any) -> Shapes:

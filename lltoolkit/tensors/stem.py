@@ -14,6 +14,7 @@ from torch import Tensor
 from lltoolkit.tensors.examples import Batch, Examples
 from lltoolkit.tensors.folding import FoldedNetwork
 
+PIECE = 256  # examples at a time while the outputs are computed, in float64
 LARGEST = 16 * 2**20  # bytes; of a cache that several cores share, so that what is kept for all examples stays in it
 
 
@@ -33,10 +34,13 @@ class Stem:
     def __init__(self, folded: FoldedNetwork, vectors: Sequence[Tensor], examples: Mapping[str, Examples]) -> None:
         self._folded = folded
         self._relu = folded.stem is not None and folded.stem.relu
-        dtype = next(iter(examples.values())).inputs.dtype  # type: ignore[union-attr]
+
+        def outputs_of(part: Examples, vector: Tensor) -> Tensor:
+            pieces = [batch.inputs for batch in part.batches(PIECE)]
+            return torch.cat([folded.stem_outputs(piece, vector).to(piece.dtype) for piece in pieces])  # type: ignore
+
         self._outputs = {
-            split: [folded.stem_outputs(part.inputs, vector).to(dtype) for vector in vectors]  # type: ignore[arg-type]
-            for split, part in examples.items()
+            split: [outputs_of(part, vector) for vector in vectors] for split, part in examples.items()
         }
         # Memory of its own, written anew at every cell: fetching fresh pages would cost more than the arithmetic.
         self._here = {split: torch.empty_like(outputs[0]) for split, outputs in self._outputs.items()}
@@ -48,7 +52,9 @@ class Stem:
         first = next(iter(examples.values()))
         if folded.stem is None or not isinstance(first.inputs, Tensor) or not first.inputs.is_floating_point():
             return False
-        one = folded.stem_outputs(first.inputs[:1], folded.fold())
+        one, two = (folded.stem_outputs(first.inputs[:k], folded.fold()) for k in (1, 2))
+        if (len(one), len(two)) != (1, min(2, len(first))):  # an axis of the input went into the batch
+            return False
         n_examples = sum(map(len, examples.values()))
         return one.numel() * first.inputs.element_size() * n_examples * n_vectors <= LARGEST
 
