@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -212,11 +213,6 @@ def surface(
     if (model is None) != (weights is None) or (run is None) == (model is None):
         raise ValueError("give either --run, a folder of `lltoolkit train`, or both --model and --weights.")
     require_writable(out)  # before the model is measured, which may take long
-    client = None
-    if scheduler is not None:
-        from lltoolkit.cluster import connect
-
-        client = connect(scheduler)
     if run is not None:
         if (shortcut, width) != ("A", 1):
             raise ValueError("--run knows its network: leave --shortcut and --width out.")
@@ -251,19 +247,20 @@ def surface(
     grid_of(subspace, **grid)  # a grid that is none shows before anything is measured
     typer.echo(objective.check())
     typer.echo(_expectation(objective, subspaces, **grid))
-    result = ll.compute_surface(
-        objective,
-        subspaces if n_seeds > 1 else subspace,
-        path=out,
-        resume=resume,
-        tolerance=tolerance,
-        examples=sampling,
-        engine=engine,
-        precision=precision,
-        n_workers=workers,
-        client=client,
-        **grid,
-    )
+    with _connect(scheduler) as client:
+        result = ll.compute_surface(
+            objective,
+            subspaces if n_seeds > 1 else subspace,
+            path=out,
+            resume=resume,
+            tolerance=tolerance,
+            examples=sampling,
+            engine=engine,
+            precision=precision,
+            n_workers=workers,
+            client=client,
+            **grid,
+        )
     typer.echo(f"{out}: {_range(result)}")
     if audited := _audit(result):
         typer.echo(audited)
@@ -364,6 +361,15 @@ def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) 
         else:
             plots.plot_contour(dataset, var=var, split=split, form=form, ax=ax)
         figure.savefig(out)
+
+
+def _connect(scheduler: str | None) -> AbstractContextManager[Any]:
+    """Connect to a cluster, if there is one, for as long as it is needed."""
+    if scheduler is None:
+        return nullcontext()
+    from lltoolkit.cluster import connect
+
+    return connect(scheduler)
 
 
 def _data_of(about: dict[str, Any], data: str | None, normalize: str | None) -> "LoadedData":

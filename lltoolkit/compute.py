@@ -13,7 +13,7 @@ import xarray as xr
 from lltoolkit.errors import ResumeMismatch, require_choice, require_whole
 from lltoolkit.execute import Execution, Progress
 from lltoolkit.identity import describe_surface, require_same, require_same_minimum
-from lltoolkit.journal import FULL, Journal
+from lltoolkit.journal import Journal
 from lltoolkit.labelled.grid import Span, make_grid
 from lltoolkit.labelled.plan import Ask, Filled, Plan
 from lltoolkit.labelled.refine import refine
@@ -165,7 +165,7 @@ def compute_surface(
     require_choice("engine", engine, ENGINES)
     require_choice("precision", precision, PRECISIONS)
     require_choice("examples", examples, EXAMPLES)
-    if tolerance is not None and not 0 < tolerance <= 1:
+    if tolerance is not None and (isinstance(tolerance, bool | str) or not 0 < tolerance <= 1):
         raise ValueError(f"tolerance={tolerance!r}: give an error in nats of log loss in (0, 1], 0.05 for example.")
     if examples == "two-level" and objective.n_examples != objective.n_total:
         raise ValueError(
@@ -227,7 +227,7 @@ def compute_surface(
         )
         filled = execution.run([_plan(objective, grid, plan) for _ in subspaces])
         _fill(objective, surface, filled)
-        surface.attrs |= {"n_forwards": _count_forwards(objective, surface, journal)} | count_nonfinite(surface)
+        surface.attrs |= count_nonfinite(surface)
         if file is not None:
             journal.finish()
             file.merge()
@@ -268,6 +268,12 @@ def _prepare(
     file: SurfaceFile | None,
 ) -> xr.Dataset:
     """Give the surface to fill: the stored one, a larger grid around it, or an empty one; the objective verified."""
+    if stored is not None and ("direction" in stored.dims) != ensemble:
+        there, here = ("a list of subspaces", "one") if not ensemble else ("one subspace", "a list of them")
+        raise ResumeMismatch(
+            f"{file.path} is the surface of {there}, and {here} is asked for. Use another path, or resume=False to "
+            "replace it."
+        )
     if stored is not None and not is_filled(stored, plan):
         forget_filled(stored)
     same_grid = stored is not None and all(
@@ -311,11 +317,15 @@ def _of_directions(subspaces: Sequence[Subspace]) -> dict[str, Any]:
 
 
 def is_filled(surface: xr.Dataset, plan: Mapping[str, Any]) -> bool:
-    """Tell whether a surface is what a plan makes: no cell missing, and those filled in filled by such a plan."""
+    """Tell whether a surface is what a plan makes, or better: no cell missing, and filled by a plan as strict."""
     if len(cells_with(surface, "missing")):
         return False
-    same = all(surface.attrs.get(name) == value for name, value in plan.items())
-    return same or not len(cells_with(surface, "interpolated", "estimated"))
+    if not len(cells_with(surface, "interpolated", "estimated")):
+        return True
+    there, asked = surface.attrs.get("tolerance"), plan["tolerance"]
+    if surface.attrs.get("sampling") != plan["sampling"] or "none" in (there, asked):
+        return surface.attrs.get("sampling") == plan["sampling"] and there == asked
+    return float(there) <= float(asked)  # a stricter one serves
 
 
 def _plan(objective: Objective, grid: Mapping[str, np.ndarray], plan: Mapping[str, Any]) -> Plan:
@@ -337,8 +347,9 @@ def _everything(grid: Mapping[str, np.ndarray]) -> Plan:
 def _open_journal(file: SurfaceFile | None, surface: xr.Dataset, resume: bool) -> Journal:
     if file is None:
         return Journal()
-    path = file.path.with_name(f"{file.path.name.removesuffix('.nc').removesuffix('.surface')}.samples.npz")
-    journal = Journal(path, file.folder, owner_id(surface))
+    path = file.path.with_suffix(".samples.npz")
+    how = [str(surface.attrs.get(name)) for name in ("engine", "batch_size", "n_threads")]  # show in the last bits
+    journal = Journal(path, file.folder, "|".join([owner_id(surface), *how]))
     if resume:
         journal.load()
     else:
@@ -358,15 +369,11 @@ def _fill(objective: Objective, surface: xr.Dataset, filled: Sequence[Filled | N
             for name, value in each.attrs.items():
                 numbers.setdefault(name, []).append(value)
     for name, values in numbers.items():  # of an ensemble the worst
-        surface.attrs[name] = (
-            sum(values) if name.startswith("n_") else (min if name == "tolerance_met" else max)(values)
-        )
-
-
-def _count_forwards(objective: Objective, surface: xr.Dataset, journal: Journal) -> int:
-    """Count the examples that went through the network for the cells of a surface, all splits together."""
-    n_sampled = sum(n for name, n in journal.sizes().items() if name != FULL)
-    return len(cells_with(surface, "computed")) * sum(objective.n_examples.values()) + n_sampled
+        join = sum if name.startswith("n_") else min if name == "tolerance_met" else max
+        surface.attrs[name] = join(values)
+    n_computed = len(cells_with(surface, "computed"))
+    surface.attrs["n_computed"] = n_computed
+    surface.attrs.setdefault("n_forwards", n_computed * sum(objective.n_examples.values()))
 
 
 def _extent(surface: xr.Dataset) -> str:

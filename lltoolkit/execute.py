@@ -36,7 +36,7 @@ class Progress:
     surface : xr.Dataset
         As it stands; it is filled on, so copy what you keep.
     purpose : str
-        What is computed now: "grid", "sample" or "audit".
+        What is computed now: "grid", "sample" or "audit"; "done" at the end, before the rest is filled in.
     n_done, n_asked : int
         Cells measured so far, and asked for so far; refinement asks for more as it goes.
     seconds_left : float
@@ -100,8 +100,9 @@ class Execution:
         self._bar = tqdm(total=0, unit="cell", disable=not progress, desc=WORDS["grid"])
         self._n_done = self._n_asked = self._bar.total = self._bar.n = len(cells_with(surface, "computed"))
         self._lowest = np.nanmin(by_split(surface, "loss")[0], initial=np.inf)
+        self._disk_failed = False
         self._n_here = 0  # cells measured in this call
-        self._begun = self._written = self._merged = time.monotonic()
+        self._begun = self._written = self._merged = self._told = time.monotonic()
         self._values: list[tuple[int, Values, int]] = []  # of cells that no tile holds yet
         self._records: dict[str, list[tuple[Place, dict[str, np.ndarray]]]] = {}
 
@@ -141,12 +142,12 @@ class Execution:
                     self._compute(asks)
                     for place, ask in list(asks.items()):
                         advance(place, self._answer(place, ask))
-        except OSError:
-            raise  # from the disk, as a rule: writing once more would only hide the reason
         except BaseException:
-            self._keep(merge=True)  # an interrupt, or a fault of the model: what is computed is kept
+            if not self._disk_failed:  # else writing once more would only hide the reason
+                self._keep(last=True)  # an interrupt, or a fault of the model: what is computed is kept
             raise
-        self._keep(merge=True)
+        self._keep(last=True)
+        self._tell("done")
         return [filled[place] for place in range(len(plans))]
 
     def _compute(self, asks: Mapping[int, Ask]) -> None:
@@ -159,9 +160,8 @@ class Execution:
         names = {id(task): name for task, name in works}
         for task, result in self._pool.run([task for task, _ in works]):
             self._take(task, result, names[id(task)])
-            now = time.monotonic()
-            if now - self._written > TILE_SECONDS:
-                self._keep(merge=now - self._merged > MERGE_SECONDS)
+            if time.monotonic() - self._written > TILE_SECONDS:
+                self._keep()
                 self._tell(purpose)
 
     def _work(self, asks: Mapping[int, Ask]) -> list[tuple[Task, str]]:
@@ -221,8 +221,15 @@ class Execution:
         self._bar.set_postfix_str(f"lowest {self._splits[0]} loss {self._lowest:.4g}", refresh=False)
         self._bar.update(len(task.cells))
 
-    def _keep(self, *, merge: bool) -> None:
-        """Write what no tile holds yet and, if asked to, the merged file."""
+    def _keep(self, *, last: bool = False) -> None:
+        """Write what no tile holds yet and, where it has become old or this is the last time, the merged file."""
+        try:
+            self._write(last)
+        except OSError:
+            self._disk_failed = True
+            raise
+
+    def _write(self, last: bool) -> None:
         for name, records in self._records.items():
             self._journal.add(name, [place for place, _ in records], _stacked([record for _, record in records]))
         self._records.clear()
@@ -241,19 +248,21 @@ class Execution:
                 self._file.add(cells, block, batch_size)
         self._values.clear()
         self._written = time.monotonic()
-        if merge and self._file is not None:
+        if self._file is not None and (last or time.monotonic() - self._merged > MERGE_SECONDS):
             self._file.merge()
             self._merged = time.monotonic()
 
     def _tell(self, purpose: str) -> None:
-        if self._callback is None:
+        if self._callback is None or (purpose != "done" and time.monotonic() - self._told < TILE_SECONDS):
             return
+        self._told = time.monotonic()
         pace = (time.monotonic() - self._begun) / self._n_here if self._n_here else math.nan
         left = pace * (self._n_asked - self._n_done)
         self._callback(Progress(self._surface, purpose, self._n_done, self._n_asked, left, float(self._lowest)))
 
     def _answer(self, place: int, ask: Ask) -> Answer:
-        self._keep(merge=False)
+        self._keep()
+        self._tell(ask.purpose)
         places = [self._place(place, int(cell)) for cell in ask.cells]
         estimates = {
             rung: self._estimate(samples, places, name_of(samples) if rung == ask.size else FULL)

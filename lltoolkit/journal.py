@@ -2,7 +2,7 @@
 
 A plan that measures samples asks for them, and asks again when a killed run is resumed or a finished surface is held to
 a smaller tolerance. They are kept in parts beside the surface while it is computed, then in one file,
-``<name>.samples.npz``. Cells are known by their coordinates, which a finer grid shares.
+``<name>.surface.samples.npz``. Cells are known by their coordinates, which a finer grid shares.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lltoolkit.files import write_atomically
+from lltoolkit.files import leftovers, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Journal:
 
     def load(self) -> None:
         """Read what is on disk. A part that can't be read is left out, with a warning: its cells are measured again."""
+        self._sweep()
         parts = [self._path] if self._path is not None and self._path.exists() else []
         if self._folder is not None:
             parts += sorted(self._folder.glob("*.part"))
@@ -56,9 +57,15 @@ class Journal:
 
     def forget(self) -> None:
         """Remove what is on disk."""
+        self._sweep()
         parts = [] if self._folder is None else list(self._folder.glob("*.part"))
         for part in [*parts, *([] if self._path is None else [self._path])]:
             part.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        if self._path is not None:
+            for left in leftovers(self._path):  # of a writer that was killed: the surface's lock is held
+                left.unlink()
 
     def has(self, sample: str, place: Place) -> bool:
         """Tell whether a cell was measured on a sample, given by its name."""
@@ -67,14 +74,6 @@ class Journal:
     def get(self, sample: str, place: Place) -> Mapping[str, np.ndarray]:
         """Return a cell's record."""
         return self._records[sample, place]
-
-    def sizes(self) -> dict[str, int]:
-        """Count the examples that were measured by sample, over all its cells and splits."""
-        counts: dict[str, int] = {}
-        for (sample, _), record in self._records.items():
-            lengths = {name.partition("/")[0]: len(array) for name, array in record.items()}
-            counts[sample] = counts.get(sample, 0) + sum(lengths.values())
-        return counts
 
     def add(self, sample: str, places: Sequence[Place], values: Mapping[str, np.ndarray]) -> None:
         """Keep records, on disk when this returns.

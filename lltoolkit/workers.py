@@ -72,7 +72,7 @@ def pickle_make(make: Make) -> bytes:
     Returns
     -------
     bytes
-        For `load_make`.
+        For `LocalPool` and `DaskPool`.
 
     Raises
     ------

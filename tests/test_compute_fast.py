@@ -161,7 +161,7 @@ def test_a_two_level_surface_can_be_completed(digits, exact, tmp_path, measured)
     path = tmp_path / "a.surface.nc"
     estimated = surface_of(*problem(digits), path=path, examples="two-level")
     n_full = int((estimated["status"] == 1).sum())
-    assert (tmp_path / "a.samples.npz").exists()
+    assert (tmp_path / "a.surface.samples.npz").exists()
     measured.clear()
     stricter = surface_of(*problem(digits), path=path, examples="two-level", tolerance=0.02)
     assert stricter.attrs["audited_p95_upper"] <= 0.02

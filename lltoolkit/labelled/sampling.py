@@ -223,22 +223,25 @@ def make_sample(values: Mapping[str, np.ndarray], weights: np.ndarray, n: int, *
         Metric -> ``(k, n_examples)``: every example's values at the cells measured on all examples; ``loss`` decides
         the inclusion probabilities. Cells that aren't finite are left out.
     weights : ndarray
-        Shape ``(n_examples,)``, positive: what an example counts in the mean.
+        Shape ``(n_examples,)``, not negative: what an example counts in the mean. Those that count nothing are not
+        drawn.
     n : int
-        Size of the sample; all examples, if that is fewer.
+        Size of the sample; all examples that count, if that is fewer.
     *words : object
         Name the random numbers: the seed and the split.
 
     Returns
     -------
     Sample
-        Of exactly `n` examples.
+        Of at most `n` examples.
     """
-    n_examples = len(weights)
+    count = np.flatnonzero(weights > 0)
+    n_examples = len(count)
     counts = weights / weights.sum()
-    sizes = importance(values["loss"], weights)
-    chances = inclusion(sizes, min(n, n_examples))
-    positions = draw(chances, stream("sample", *words).random(n_examples))
+    chances = np.zeros(len(weights))
+    chances[count] = inclusion(importance(values["loss"][:, count], weights[count]), min(n, n_examples))
+    numbers = stream("sample", *words).random(len(weights))
+    positions = count[draw(chances[count], numbers[count])]
     estimators = {}
     for metric, block in values.items():
         with np.errstate(invalid="ignore"):

@@ -179,6 +179,8 @@ class Ladder:
         Ask
             And another for cells where the sample gives no value that could be one of all examples.
         """
+        if not len(cells):
+            return
         if size not in self._sizes:
             yield from compute(self._grid, self._known, cells)
             return

@@ -182,6 +182,10 @@ class Network:
             for leaf in leaves:
                 leaf.requires_grad_(False)
                 leaf.grad = None
+            for module in self.model.modules():  # an activation that the model keeps would hold the whole graph
+                for name, value in vars(module).items():
+                    if isinstance(value, Tensor) and value.grad_fn is not None:
+                        setattr(module, name, value.detach())
 
 
 @contextmanager

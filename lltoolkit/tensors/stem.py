@@ -39,9 +39,7 @@ class Stem:
             pieces = [batch.inputs for batch in part.batches(PIECE)]
             return torch.cat([folded.stem_outputs(piece, vector).to(piece.dtype) for piece in pieces])  # type: ignore
 
-        self._outputs = {
-            split: [outputs_of(part, vector) for vector in vectors] for split, part in examples.items()
-        }
+        self._outputs = {split: [outputs_of(part, vector) for vector in vectors] for split, part in examples.items()}
         # Memory of its own, written anew at every cell: fetching fresh pages would cost more than the arithmetic.
         self._here = {split: torch.empty_like(outputs[0]) for split, outputs in self._outputs.items()}
         self._point: Sequence[float] = ()
