@@ -12,6 +12,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from lltoolkit.journal import FULL, Journal, Place
+from lltoolkit.labelled.interpolate import picture
 from lltoolkit.labelled.plan import Answer, Ask, Filled, Plan
 from lltoolkit.labelled.sampling import Sample
 from lltoolkit.labelled.schema import STATUS, axes_of
@@ -51,6 +52,18 @@ class Progress:
     n_asked: int
     seconds_left: float
     lowest_loss: float
+
+    def picture(self) -> xr.Dataset:
+        """Fill what is missing by interpolation, to be looked at while it is computed; of an ensemble, as it stands."""
+        whole = self.surface.copy(deep=True)
+        known = cells_with(whole, "computed")
+        names = [str(name) for name in whole.data_vars if name != "status" and not str(name).endswith("_se")]
+        if "direction" not in whole.dims and len(known):
+            coords = {axis: whole[axis].values for axis in axes_of(whole)}
+            filled = picture(coords, known, {name: read_cells(whole, name, known) for name in names})
+            for name in names:
+                by_split(whole, name)[:] = filled[name].reshape(by_split(whole, name).shape)
+        return whole
 
 
 class Execution:

@@ -220,6 +220,47 @@ def test_cells_that_are_not_finite_are_computed_and_kept(digits):
     assert surface.attrs["n_nan"] == broken.sum()
 
 
+@pytest.mark.parametrize(("dims", "resolution"), [(2, 9), (1, 15), (3, 5)])
+def test_a_grid_too_small_for_samples_is_computed(digits, dims, resolution):
+    objective = Objective(*digits)
+    surface = surface_of(
+        objective, random_subspace(objective, dims=dims, seed=2), resolution=resolution, examples="two-level"
+    )
+    assert (surface["status"] == 1).all()
+    assert surface.attrs["n_forwards"] == resolution**dims * 1797
+
+
+def test_examples_that_count_nothing_are_not_drawn(digits):
+    count = torch.cat([torch.zeros(900), torch.ones(537)])
+
+    def of(target):
+        return count[: len(target)] if len(target) == 1437 else torch.ones(len(target))
+
+    objective = Objective(*digits, count=of, batch_size=1437)
+    plane = random_subspace(objective, seed=2)
+    exact = surface_of(objective, plane)
+    surface = surface_of(objective, plane, examples="two-level", tolerance=0.05)
+    errors = np.abs(np.log(surface["loss"] / exact["loss"])).values[:, surface["status"].values != 1]
+    assert np.quantile(errors, 0.95, axis=1).max() <= 0.05
+
+
+def test_a_looser_tolerance_is_served_by_a_stricter_file(digits, tmp_path, measured):
+    path = tmp_path / "a.surface.nc"
+    strict = surface_of(*problem(digits), path=path, tolerance=0.03)
+    measured.clear()
+    xr.testing.assert_identical(surface_of(*problem(digits), path=path, tolerance=0.2), strict)
+    assert not measured
+
+
+def test_samples_of_another_engine_are_not_taken(digits, tmp_path):
+    path = tmp_path / "a.surface.nc"
+    options = {"examples": "two-level", "tolerance": 0.05}
+    surface_of(*problem(digits), path=path, engine="plain", **options)
+    path.unlink()
+    again = surface_of(*problem(digits), path=path, engine="flat", **options)
+    assert_same_values(again, surface_of(*problem(digits), engine="flat", **options))
+
+
 # --- ensembles
 
 
@@ -278,7 +319,30 @@ def test_another_list_of_directions_is_another_surface(digits, tmp_path):
         surface_of(objective, lines[1:], path=path, resolution=3)
 
 
+def test_a_list_of_one_and_one_are_told_apart(digits, tmp_path):
+    objective, plane = problem(digits)
+    one, list_of_one = tmp_path / "one.surface.nc", tmp_path / "list.surface.nc"
+    surface_of(objective, plane, path=one, resolution=3)
+    surface_of(objective, [plane], path=list_of_one, resolution=3)
+    with pytest.raises(ResumeMismatch, match="the surface of one subspace, and a list of them is asked for"):
+        surface_of(objective, [plane], path=one, resolution=3)
+    with pytest.raises(ResumeMismatch, match="the surface of a list of subspaces, and one is asked for"):
+        surface_of(objective, plane, path=list_of_one, resolution=3)
+
+
 # --- how it is computed
+
+
+def test_switches_of_the_caller_show_in_no_value():
+    objective = Objective(CNN.model(), CNN.data())
+    plane = random_subspace(objective)
+    before = surface_of(objective, plane, resolution=3, engine="flat")
+    torch.backends.mkldnn.enabled = False
+    try:
+        assert_same_values(surface_of(objective, plane, resolution=3, engine="flat"), before)
+        assert not torch.backends.mkldnn.enabled
+    finally:
+        torch.backends.mkldnn.enabled = True
 
 
 def test_the_engine_and_precision_stand_in_the_result(tmp_path):
@@ -323,6 +387,10 @@ def test_progress_is_told_and_an_exception_in_the_callback_stops(digits, tmp_pat
     with pytest.raises(StopHereError):
         surface_of(*problem(digits), resolution=5, path=path, callback=look)
     assert [progress.n_done for progress in seen] == list(range(1, 8))
+    known = seen[-1].surface["loss"].notnull().values
+    whole = seen[-1].picture()
+    assert np.isfinite(whole["loss"]).all()
+    np.testing.assert_array_equal(whole["loss"].values[known], seen[-1].surface["loss"].values[known])
     assert {progress.n_asked for progress in seen} == {25}
     assert seen[-1].seconds_left > 0
     assert seen[-1].lowest_loss == float(seen[-1].surface["loss"].sel(split="train").min())

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from lltoolkit import SchemaError, open_result, save_result
 from lltoolkit.labelled.schema import OBJECTIVE_ATTRS, REQUIRED_ATTRS, SUBSPACE_ATTRS
-from lltoolkit.labelled.surface import cell_order, empty_surface, fill_cells, missing_cells
+from lltoolkit.labelled.surface import cell_order, cells_with, empty_surface, fill_cells
 from lltoolkit.store import SurfaceFile, require_writable
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +250,7 @@ def test_tiles_and_merge_give_the_same_surface(tmp_path):
         assert not list(file.folder.glob("*.npz"))
         by_merge = open_result(path)
     xr.testing.assert_equal(by_tiles, by_merge)
-    np.testing.assert_array_equal(missing_cells(by_merge), order[7:])
+    assert set(cells_with(by_merge, "missing")) == set(order[7:])
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.surface.nc"]
 
 
@@ -260,7 +260,7 @@ def test_tiles_outlive_a_writer_that_ends_without_a_merge(tmp_path):
         file.begin(surface())
         file.add(np.array([2, 5]), block([2, 5]))
     with SurfaceFile(path) as file:
-        assert set(missing_cells(file.load())) == set(range(12)) - {2, 5}
+        assert set(cells_with(file.load(), "missing")) == set(range(12)) - {2, 5}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_damaged_tile_is_left_out_and_told(damage, tmp_path, caplog):
         file.add(np.array([7]), block([7]))
     damage(sorted(file.folder.glob("*.npz"))[0])
     with SurfaceFile(path) as file:
-        assert set(missing_cells(file.load())) == set(range(12)) - {7}
+        assert set(cells_with(file.load(), "missing")) == set(range(12)) - {7}
     assert "its cells are computed again" in caplog.text
 
 
@@ -290,7 +290,7 @@ def test_a_tile_of_another_surface_is_left_out(other, tmp_path):
         file.add(np.array([2]), block([2]))
     save_result(surface(), path)  # as by a kill between the merge and the removal of old tiles
     with SurfaceFile(path) as file:
-        assert len(missing_cells(file.load())) == 12
+        assert len(cells_with(file.load(), "missing")) == 12
 
 
 def test_a_second_writer_in_this_process_is_refused(tmp_path):
@@ -302,7 +302,7 @@ def test_a_second_writer_in_this_process_is_refused(tmp_path):
             SurfaceFile(path).__enter__()
         assert list(file.folder.glob("*.npz"))
     with SurfaceFile(path) as file:  # and may follow it
-        assert len(missing_cells(file.load())) == 11
+        assert len(cells_with(file.load(), "missing")) == 11
 
 
 def test_a_second_writer_in_another_process_is_refused(tmp_path):

@@ -144,14 +144,6 @@ def fill_rest(surface: xr.Dataset, place: int, filled: "Filled", *, sampled: boo
     status[:] = np.where(rest, filled.status, STATUS["computed"]).reshape(status.shape)
 
 
-def missing_cells(surface: xr.Dataset) -> np.ndarray:
-    """Return the flat positions that are not computed yet, in the order of computing; of an ensemble, one by one."""
-    order = cell_order({axis: surface[axis].values for axis in axes_of(surface)})
-    missing = surface["status"].values.reshape(-1, len(order)) == STATUS["missing"]
-    cell, direction = np.nonzero(missing[:, order].T)
-    return direction * len(order) + order[cell]
-
-
 def by_split(surface: xr.Dataset, name: str) -> np.ndarray:
     """View a variable's values with the split first, then the dims of ``status``: ``(n_splits, ...)``."""
     return np.moveaxis(surface[name].values, surface[name].dims.index("split"), 0)

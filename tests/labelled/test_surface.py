@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from lltoolkit.labelled.surface import (
     adopt_cells,
     cell_order,
+    cells_with,
     count_nonfinite,
     empty_surface,
     fill_cells,
-    missing_cells,
     tile_id,
 )
 
@@ -98,21 +98,13 @@ def test_filled_cells_hold_their_values_and_no_others_change(shape, data):
         assert empty["status"].values[index] == 1
     assert int((empty["status"] == 1).sum()) == len(cells)
     assert int(empty["loss"].notnull().sum()) == 2 * len(cells)
-    assert set(missing_cells(empty)) == set(range(n_cells)) - set(cells)
-
-
-def test_missing_cells_come_in_the_order_of_computing():
-    coords = grid((5, 4))
-    half = surface(coords)
-    order = cell_order(coords)
-    fill_cells(half, order[::2], {"loss": np.zeros((2, 10))})
-    np.testing.assert_array_equal(missing_cells(half), order[1::2])
+    assert set(cells_with(empty, "missing")) == set(range(n_cells)) - set(cells)
 
 
 def test_a_computed_nan_is_computed():
     filled = surface(grid((3,)))
     fill_cells(filled, np.arange(3), {"loss": np.array([[1, np.nan, np.inf], [np.nan, -np.inf, 2]])})
-    assert len(missing_cells(filled)) == 0
+    assert len(cells_with(filled, "missing")) == 0
     assert count_nonfinite(filled) == {"n_nan": 2, "n_inf": 2}
     half = surface(grid((3,)))
     fill_cells(half, np.array([1]), {"loss": np.array([[np.nan], [1]])})

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import math
+from dataclasses import dataclass
 
 import cloudpickle
 import numpy as np
@@ -185,6 +187,127 @@ def test_changing_a_direction_later_does_not_show(name):
     with torch.no_grad():
         plane.directions[0]["conv.weight"].zero_()
     assert engine.measure((0.5, 0.5)) == before
+
+
+# --- forwards that a rewriting must see through, or leave alone
+
+
+class InPlaceStatement(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(256, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.relu(x)  # what it returns is not used
+        return self.fc(x.flatten(1))
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm written out on buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(256, 3)
+        self.register_buffer("running_var", torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        scale = (self.running_var + 1e-5).rsqrt()
+        return self.fc((self.conv(x) * scale[:, None, None]).relu().flatten(1))
+
+
+class ClampedBeforeSum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(256, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        h = self.second(x)
+        x = x.clamp_(-5, 5)
+        return self.fc((h + x).flatten(1))
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+class AnswersAnObject(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(128, 3)
+
+    def forward(self, x):
+        y = x * 2
+        y.add_(self.conv(x))
+        return Answer(self.fc(y.flatten(1)))
+
+
+class Patches(nn.Module):
+    """An axis of the input goes into the batch and comes out again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.fc = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.first(x.reshape(-1, 16)).relu().view(-1, 8, 8).mean(1))
+
+
+PECULIAR = [InPlaceStatement, FrozenNorm, ClampedBeforeSum, AnswersAnObject, Patches]
+
+
+@pytest.mark.parametrize("make", PECULIAR)
+@pytest.mark.parametrize("point", [(0.0,), (0.5,), (1.0,), (20.0,)])
+def test_peculiar_forwards_are_measured_as_they_are(make, point):
+    a, b = seeded(make, 0), seeded(make, 1)
+    data = seeded(lambda: {"train": images(10), "test": images(5)}, 100)
+    line = interpolate(a, b)
+    found = make_engine(Objective(a, data, batch_size=4), line).measure(point)
+    exact = make_engine(Objective(a, data, dtype="float64"), line, "plain").measure(point)
+    for key, value in exact.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-7, nan_ok=True)
+
+
+def test_a_cell_that_overflows_is_nan_by_every_engine():
+    def deep():
+        layers = [layer for _ in range(12) for layer in (nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 3))
+
+    objective = Objective(seeded(deep, 0), seeded(lambda: images(6), 100))
+    line = random_subspace(objective, dims=1, seed=1)
+    values = {name: make_engine(objective, line, name).measure((1e4,))["train", "loss"] for name in NAMES}
+    assert math.isnan(values["plain"])
+    assert all(math.isnan(value) for value in values.values()), values
+
+
+def test_the_stem_is_kept_and_gives_what_the_layer_gives():
+    for one in (MLP, CNN):
+        objective = Objective(one.model(), one.data(train=9, test=5), batch_size=4)
+        plane = random_subspace(objective, seed=1)
+        engine = make_engine(objective, plane)
+        assert engine._stem is not None
+        for key, value in one.plain(moved(one, plane, (0.3, -0.2)), one.data(train=9, test=5)).items():
+            assert engine.measure((0.3, -0.2))[key] == pytest.approx(value, rel=1e-5, abs=1e-7)
+
+
+def test_a_model_that_keeps_an_activation_can_travel_after_a_gradient():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = MLP.model()
+
+        def forward(self, x):
+            self.kept = self.inner(x)
+            return self.kept
+
+    objective = Objective(seeded(Keeping, 0), MLP.data())
+    objective.gradient_norm()
+    arrived = cloudpickle.loads(cloudpickle.dumps(objective))
+    arrived.attach(objective.examples)
+    assert arrived.measure(objective.theta) == objective.at_minimizer()
 
 
 # --- what can't be folded
