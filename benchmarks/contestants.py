@@ -24,7 +24,7 @@ import lltoolkit
 from benchmarks.cases import LOADER_BATCH, Case
 from benchmarks.meter import Checked, Instant, Meter, Turn
 from lltoolkit.errors import require_choice
-from lltoolkit.tensors.evaluate import make_engine
+from lltoolkit.tensors.engines import make_engine
 
 
 class Missing(Exception):  # noqa: N818 - not an error: a tool that is not there is left out and told

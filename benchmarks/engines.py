@@ -1,4 +1,4 @@
-"""Engines and batch sizes in turns: what the rules of `lltoolkit.tensors.evaluate` and `.machine` were read from."""
+"""Engines and batch sizes in turns: what the rules of `lltoolkit.tensors.engines` and `.machine` were read from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -8,7 +8,7 @@ from typing import Any
 import lltoolkit
 from benchmarks.cases import Case
 from benchmarks.report import machine_line, table
-from lltoolkit.tensors.evaluate import ENGINES, make_engine
+from lltoolkit.tensors.engines import ENGINES, make_engine
 from lltoolkit.tensors.machine import using_threads
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 4096)

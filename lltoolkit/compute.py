@@ -32,7 +32,7 @@ from lltoolkit.labelled.surface import (
 from lltoolkit.labelled.twolevel import two_level
 from lltoolkit.pools import can_travel, choose_pool
 from lltoolkit.store import SurfaceFile, require_writable
-from lltoolkit.tensors.evaluate import ENGINES, group_of, make_engine, require_match
+from lltoolkit.tensors.engines import ENGINES, group_of, make_engine, require_match
 from lltoolkit.tensors.machine import PRECISIONS
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.subspace import Subspace
@@ -102,7 +102,7 @@ def compute_surface(
         "two-level": all examples on few cells, elsewhere an importance sample of them chosen from what those cells
         gave (status 3), audited likewise; it needs values per example of every loss and metric.
     engine : {"auto", "plain", "flat", "folded", "batched"}
-        How a cell is computed, see `tensors.evaluate`. "auto" chooses from the model, never by a clock. An engine that
+        How a cell is computed, see `tensors.engines`. "auto" chooses from the model, never by a clock. An engine that
         can't take the model gives way to "flat", with the reason in the log. A resumed surface keeps its own.
     precision : {"exact", "tf32", "bf16"}
         "exact": float32 as IEEE has it. "tf32" (GPUs) and "bf16" are faster and off by about 1e-3 and 5e-3.

@@ -29,6 +29,8 @@ FLOORS = [
         "lltoolkit.tensors.rewriting",
         "lltoolkit.tensors.folding",
         "lltoolkit.tensors.stem",
+        "lltoolkit.tensors.engines",
+        "lltoolkit.tensors.engines",
         "lltoolkit.tensors.evaluate",
         "lltoolkit.tensors.shared",
     ],

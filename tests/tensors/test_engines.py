@@ -15,7 +15,8 @@ from torch.nn import functional
 import lltoolkit as ll
 from lltoolkit import Objective, interpolate, random_subspace
 from lltoolkit.tensors import stem
-from lltoolkit.tensors.evaluate import ENGINES, Evaluator, FoldedEngine, Task, make_engine
+from lltoolkit.tensors.engines import ENGINES, FoldedEngine, make_engine
+from lltoolkit.tensors.evaluate import Evaluator, Task
 from lltoolkit.tensors.rewriting import CannotFold
 from tests.models import BY_NAME, CASES, Case, seeded
 
