@@ -201,7 +201,7 @@ def surface(
 
     Of a run: `lltoolkit surface --run runs/noshort --examples 300 --out noshort.surface.nc`
 
-    Ten times faster: `--sampling two-level --tolerance 0.05`. On a cluster: `--scheduler tcp://HOST:8786`.
+    Several times faster: `--sampling two-level --tolerance 0.05`. On a cluster: `--scheduler tcp://HOST:8786`.
 
     Example: `lltoolkit surface --model resnet56 --weights W.safetensors --data D.npz --normalize imagenet
     --resolution 25 --examples 500 --out r56.surface.nc`
