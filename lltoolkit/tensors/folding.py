@@ -2,7 +2,7 @@
 
 In eval mode batch norm is an affine map per channel, so it goes into the weights before it:
 ``w' = w s`` and ``b' = (b - mean) s + shift`` with ``s = scale / sqrt(var + eps)``. On a CPU, oneDNN then computes
-convolution, sum and ReLU in one pass over memory.
+convolution and sum in one pass over memory; the ReLU follows in place, since oneDNN's own makes 0 of NaN.
 """
 
 import copy
@@ -44,7 +44,7 @@ class FoldedLayer(nn.Module):
     relu : bool
         Whether a ReLU follows.
     fused : bool
-        Whether to compute it all by one operator of oneDNN.
+        Whether to compute layer and sum by one operator of oneDNN.
     """
 
     weight: Tensor

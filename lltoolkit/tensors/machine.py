@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # A batch with less work than this runs on one thread. On 8x8 images (3 GFLOP a batch of 300) a second thread gains
 # little, and where another program has that core the two wait for each other at every layer: measured 20 times slower.
-# A batch of 128 CIFAR images through ResNet-20 is 10 GFLOP, and gains 1.5x from the second core.
+# A batch of 64 CIFAR images through ResNet-20 is 5 GFLOP, and gains 1.5x from the second core.
 FLOPS_FOR_THREADS = 4e9
 # A batch is as large as lets its largest activation fill this: 32 images of 3x32x32 in ResNet-20 (the next layer finds
 # it in the cache), 512 of 8x8 in a small network (fewer, and the calls cost more than the arithmetic).
