@@ -1,19 +1,24 @@
-"""Directions and the subspaces they span: random and filter-normalized, or through other models."""
+"""Directions and the subspaces they span: random and filter-normalized, through other models, or along the Hessian."""
 
 import logging
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lltoolkit.errors import require_choice, require_whole
+from lltoolkit.tensors.hessian import Hessian
+from lltoolkit.tensors.lanczos import eigenpairs
 from lltoolkit.tensors.objective import Objective
-from lltoolkit.tensors.params import Params, buffers_of, filter_norms, parameters_of, subtract
+from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, filter_norms, norm, parameters_of, subtract
 from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.subspace import AXIS_NAMES, Subspace, require_fit
 
 NORMALIZATIONS = ("filter", "layer", "weight", "none")
 IGNORES = ("bias_bn", "none", "original_code")
+ENDS = ("top", "both")
+SCALES = ("curvature", "theta", "unit")
 TINY = 1e-30  # keeps 0 / 0 at 0: a filter of zeros stays where it is
 
 log = logging.getLogger(__name__)
@@ -173,6 +178,106 @@ def interpolate(
         options={"buffers": buffers},
         buffer_names=statistics,
     )
+
+
+def hessian_subspace(
+    objective: Objective,
+    *,
+    dims: Literal[1, 2, 3] = 2,
+    ends: Literal["top", "both"] = "top",
+    split: str | None = None,
+    parameters: ParameterFilter = None,
+    scale: Literal["curvature", "theta", "unit"] = "curvature",
+    tol: float = 1e-3,
+    seed: int = 0,
+) -> Subspace:
+    """Span a subspace by eigenvectors of the Hessian at the minimizer.
+
+    Parameters
+    ----------
+    objective : Objective
+        Whose minimizer and loss.
+    dims : {1, 2, 3}
+        Number of directions.
+    ends : {"top", "both"}
+        "top": the eigenvectors of the largest eigenvalues, the largest first. "both": alpha belongs to the largest,
+        beta to the smallest, which is negative where the loss bends down; gamma to the second largest.
+    split : str, optional
+        Of the data; by default the first.
+    parameters : str, callable or None
+        Which weights are variables, see `Hessian`; the others stay.
+    scale : {"curvature", "theta", "unit"}
+        The one length of each axis; the eigenvectors themselves are not filter-normalized, which would turn them.
+        "curvature": ``sqrt(2 / |lambda|)``, so that by the quadratic model the loss has changed by 1 at coordinate 1,
+        but at most the norm of theta. "theta": the norm of theta's moving weights, about the length of a
+        filter-normalized direction. "unit": 1.
+    tol : float
+        Residuals of the eigenpairs, as a share of the largest eigenvalue.
+    seed : int
+        Of the start vector. The sign of an eigenvector is chosen so that its largest entry is positive.
+
+    Returns
+    -------
+    Subspace
+        Of kind "hessian", centred at the minimizer; ``config`` holds the eigenvalues and their residuals.
+
+    Raises
+    ------
+    ValueError
+        For unknown options, if the Hessian does not exist, or if it has fewer different eigenvalues than axes.
+
+    References
+    ----------
+    Yao et al. (2020), PyHessian: Neural networks through the lens of the Hessian, section 3.
+
+    Examples
+    --------
+    >>> objective = Objective(torch.nn.Linear(2, 1, bias=False), (torch.eye(2), torch.zeros(2, 1)), loss="mse")
+    >>> line = hessian_subspace(objective, dims=1)
+    >>> round(line.config["eigenvalues"][0], 4)
+    1.0
+    """
+    require_choice("dims", dims, (1, 2, 3))
+    require_choice("ends", ends, ENDS)
+    require_choice("scale", scale, SCALES)
+    if ends == "both" and dims == 1:
+        raise ValueError("ends='both' needs two axes at least: dims=2 or 3, or ends='top'.")
+    seed = require_whole("seed", seed)
+    n_low = 1 if ends == "both" else 0
+    hessian = Hessian(objective, split=split, parameters=parameters)
+    start = torch.randn(hessian.n, generator=generator("hessian subspace", seed), dtype=torch.float32)
+    with hessian.at() as point:
+        found = eigenpairs(
+            point, start.to(device=hessian.device, dtype=hessian.dtype), n_low=n_low, n_high=dims - n_low, tol=tol
+        )
+    if found.vectors is None:
+        raise ValueError("the loss is not finite at the minimizer, so it has no Hessian. objective.check() tells more.")
+    order = [*range(dims - 1, n_low - 1, -1), *range(n_low)]  # the largest first
+    if ends == "both":
+        order.insert(1, order.pop())
+    variables = {name: objective.theta[name] for name in hessian.names}
+    length_of_theta = norm(variables)
+    directions: list[Params] = []
+    for place in order:
+        vector = found.vectors[place]
+        vector = vector * torch.sign(vector[vector.abs().argmax()])
+        length = {"theta": length_of_theta, "unit": 1.0}.get(scale)
+        if length is None:
+            length = min(math.sqrt(2 / max(abs(float(found.values[place])), TINY)), length_of_theta or math.inf)
+        moved = hessian.unflatten(vector * length)
+        directions.append({name: moved.get(name, torch.zeros_like(t)) for name, t in objective.theta.items()})
+    options = {
+        "ends": ends,
+        "split": hessian.split,
+        "parameters": "all" if parameters is None else str(getattr(parameters, "__qualname__", parameters)),
+        "scale": scale,
+        "tol": tol,
+        "seed": seed,
+        "eigenvalues": [float(found.values[place]) for place in order],
+        "residuals": [float(found.residuals[place]) for place in order],
+        "converged": int(found.converged),
+    }
+    return Subspace(objective.theta, directions, kind="hessian", options=options)
 
 
 def _theta(source: Objective | nn.Module) -> Params:

@@ -1,8 +1,10 @@
 """How a measurement uses the machine: device, batches, threads, arithmetic. Nothing outlives its block."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +129,29 @@ def default_threads(flops_of_a_batch: float) -> int:
         1 for small batches, else what torch is set to.
     """
     return 1 if flops_of_a_batch < FLOPS_FOR_THREADS else torch.get_num_threads()
+
+
+def available_memory(device: torch.device) -> int:
+    """Tell how many bytes are free, for what is kept only where there is room.
+
+    Returns
+    -------
+    int
+        Of a GPU: free there, and held by torch without use. Of a CPU: what Linux counts as available, within the limit
+        of the control group (a container, a job of a cluster); half of the memory elsewhere.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
+    with suppress(OSError, ValueError):  # no such limit: "max"
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(found)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -155,8 +155,13 @@ class Network:
                 module.eval()
 
     @contextmanager
-    def gradients(self) -> Iterator[Callable[[], Tensor]]:
+    def gradients(self, names: Iterable[str] | None = None) -> Iterator[Callable[[], Tensor]]:
         """Let gradients reach the weights.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            Which of them; all by default.
 
         Yields
         ------
@@ -172,7 +177,7 @@ class Network:
                 parts.append(torch.stack([none, *grads]).sum(dim=0).flatten())
             return torch.cat(parts)
 
-        leaves = [parameter for group in self.views.values() for parameter in group]
+        leaves = [parameter for name in names or self.views for parameter in self.views[name]]
         try:
             for leaf in leaves:
                 leaf.requires_grad_(True)

@@ -1,5 +1,6 @@
 """Objective: what is measured at given weights. A model, a loss and fixed examples; theta in, numbers out."""
 
+import copy
 import logging
 import math
 import threading
@@ -239,6 +240,57 @@ class Objective:
         """Give the examples back to an objective that was sent without them, or the same ones from another place."""
         self.examples = {name: part.to(self.device, DTYPES[self.dtype]) for name, part in examples.items()}
 
+    def moved_to(self, theta: Params, buffers: Params | None = None) -> "Objective":
+        """Make the objective of another minimizer of the same model, a checkpoint for example; the examples are shared.
+
+        Parameters
+        ----------
+        theta : Params
+            Every weight of `self.theta` by name. Parameters that this objective does not move may stand beside them;
+            those that don't keep their values.
+        buffers : Params, optional
+            Floating-point buffers (batch-norm statistics) by name; those that are not in it keep their values.
+
+        Returns
+        -------
+        Objective
+            As if it were made of a model with these weights. Neither shows in the other.
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `buffers` is of another model.
+        """
+        fixed = {
+            name: parameter
+            for name, parameter in self.network.model.named_parameters(remove_duplicate=False)
+            if name in theta and name not in self.theta
+        }
+        require_fit(theta, self.theta | fixed, what="theta", against="this objective")
+        buffers = self.network.buffers | (buffers or {})
+        require_fit(buffers, self.network.buffers, what="buffers", against="this objective")
+
+        def own(values: Params, like: Params) -> Params:
+            return {name: values[name].detach().to("cpu", old.dtype, copy=True) for name, old in like.items()}
+
+        moved = object.__new__(type(self))
+        with self.lock, torch.no_grad():
+            moved.__dict__.update(self.__dict__)
+            moved.network = network = copy.deepcopy(self.network)
+            network.theta, network.buffers = own(theta, self.theta), own(buffers, self.network.buffers)
+            parameters = dict(network.model.named_parameters(remove_duplicate=False))
+            for name in fixed:
+                parameters[name].copy_(theta[name])
+            network.flat.copy_(network.flatten(network.theta))
+            network.write_buffers({})
+        if fixed:
+            moved._factory = None  # its models have other values there
+        moved.theta = network.theta
+        moved.lock = threading.RLock()
+        moved._minimum = moved._seconds = None
+        moved._is_measuring = False
+        return moved
+
     def measure(self, theta: Params) -> Values:
         """Measure at given weights.
 
@@ -283,6 +335,10 @@ class Objective:
     def measure_current(self) -> Values:
         """Measure the network as its weights and buffers now stand; engines write these first."""
         return self.summarize(self.gather()[0])
+
+    def measure_batch(self, batch: Batch) -> Gathered:
+        """Run the network as it stands on a batch and give its losses, with their graph where gradients are on."""
+        return self._measures(self.network(batch.inputs), batch.answer, batch.size)["loss"]
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -532,7 +588,7 @@ class Objective:
                 with self.network.gradients() as gradient:
                     # A quarter of a batch: the graph keeps every activation, where measuring keeps one at a time.
                     for batch in examples.batches(-(-self.batch_size // 4)):
-                        loss = self._measures(self.network(batch.inputs), batch.answer, batch.size)["loss"]
+                        loss = self.measure_batch(batch)
                         loss.sum().backward()
                         total += loss.total_weight()
                     return float(gradient().norm()) / total

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lltoolkit import Objective, compute_surface, interpolate, random_subspace
+from lltoolkit.tensors.directions import hessian_subspace
 from lltoolkit.tensors.params import dot
 from tests.models import BY_NAME, seeded
 
@@ -409,3 +410,52 @@ def test_bad_options_are_named(options, message):
 def test_bad_buffers_of_a_line_are_named():
     with pytest.raises(ValueError, match=r"buffers='recompute' is not one of 'interpolate', 'frozen'"):
         interpolate(MLP.model(0), MLP.model(1), buffers="recompute")
+
+
+def curved(n_inputs: int = 4, dtype: str = "float64") -> tuple[Objective, torch.Tensor]:
+    """Give a least-squares problem and its Hessian, which is 2 X^T X / n wherever one stands."""
+    x = seeded(lambda: torch.randn(30, n_inputs).double() * torch.tensor([3.0, 2.0, 1.0, 0.3])[:n_inputs].double(), 3)
+    model = seeded(lambda: torch.nn.Linear(n_inputs, 1, bias=False).double(), 4)
+    return Objective(model, (x, torch.zeros(30, 1).double()), loss="mse", dtype=dtype), 2 * x.T @ x / 30
+
+
+def test_hessian_directions_are_eigenvectors_scaled_to_a_rise_of_one():
+    objective, hessian = curved()
+    values, vectors = torch.linalg.eigh(hessian)
+    plane = hessian_subspace(objective, tol=1e-8)
+    assert plane.kind == "hessian"
+    for axis, place in ((0, -1), (1, -2)):
+        direction = plane.directions[axis]["weight"].flatten()
+        assert plane.config["eigenvalues"][axis] == pytest.approx(float(values[place]))
+        assert abs(float(direction @ vectors[:, place])) == pytest.approx(float(direction.norm()))
+        assert float(direction[direction.abs().argmax()]) > 0
+        expected = min(math.sqrt(2 / float(values[place])), float(objective.theta["weight"].norm()))
+        assert float(direction.norm()) == pytest.approx(expected)
+    flat = objective.theta["weight"].flatten() * 0
+    rise = objective.measure({"weight": (flat + plane.directions[0]["weight"].flatten())[None]})["train", "loss"]
+    assert rise == pytest.approx(plane.config["eigenvalues"][0] / 2 * float(plane.directions[0]["weight"].norm()) ** 2)
+
+
+def test_hessian_directions_of_both_ends():
+    objective, hessian = curved()
+    values = torch.linalg.eigvalsh(hessian)
+    plane = hessian_subspace(objective, ends="both", dims=3, scale="unit", tol=1e-8)
+    assert plane.config["eigenvalues"] == pytest.approx([float(values[place]) for place in (-1, 0, -2)])
+    assert [float(d["weight"].norm()) for d in plane.directions] == pytest.approx([1, 1, 1])
+    theta = hessian_subspace(objective, scale="theta", dims=1)
+    assert float(theta.directions[0]["weight"].norm()) == pytest.approx(float(objective.theta["weight"].norm()))
+
+
+def test_hessian_directions_move_the_chosen_parameters_only():
+    objective = Objective(torch.nn.Linear(3, 2), seeded(lambda: (torch.randn(9, 3), torch.arange(9) % 2), 5))
+    plane = hessian_subspace(objective, parameters="weights", dims=1)
+    assert not plane.directions[0]["bias"].any()
+    assert plane.directions[0]["weight"].any()
+    with pytest.raises(ValueError, match="two axes"):
+        hessian_subspace(objective, dims=1, ends="both")
+
+
+def test_more_axes_than_eigenvalues_are_refused():
+    objective, _ = curved(1)
+    with pytest.raises(ValueError, match="highest"):
+        hessian_subspace(objective, dims=2)

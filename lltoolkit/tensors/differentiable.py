@@ -1,0 +1,93 @@
+"""What stands between a model and its second derivatives: kernels chosen so that there are some, and who has none."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lltoolkit.tensors.machine import without_cudnn
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Choose kernels that can be differentiated twice, for a while: fused attention and cuDNN's recurrent layers can't.
+
+    Yields
+    ------
+    None
+        While it holds.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(without_cudnn())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # nn.MultiheadAttention and nn.TransformerEncoder have a fused path of their own in eval mode.
+        before = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+def require_second_derivatives(tensors: Sequence[Tensor | None], model: str) -> None:
+    """Look for functions that can be differentiated once only: torch would pass them by, and be wrong in silence.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor or None
+        A loss and its gradients, with their graphs.
+    model : str
+        Its name, for the error.
+
+    Raises
+    ------
+    ValueError
+        Naming the functions.
+    """
+    own: set[str] = set()
+    fails = False
+    todo = [tensor.grad_fn for tensor in tensors if tensor is not None]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        fails = fails or node.name() in ("torch::autograd::Error", "NotImplemented")
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            own.add(type(node).__name__.removesuffix("Backward"))
+        todo += [following for following, _ in node.next_functions]
+    if fails:
+        raise ValueError(
+            _no_derivative(model, "second", ", ".join(sorted(own)) or "an operator with once_differentiable")
+        )
+
+
+def explained(error: RuntimeError, model: str, order: str) -> BaseException:
+    """Say which operator stands in the way, where that is what went wrong.
+
+    Parameters
+    ----------
+    error : RuntimeError
+        Of torch.autograd.
+    model : str
+        Its name.
+    order : {"first", "second"}
+        Which derivative was asked for.
+
+    Returns
+    -------
+    BaseException
+        To be raised: a ValueError that names the operator, or `error` itself.
+    """
+    found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", str(error))
+    return ValueError(_no_derivative(model, order, found.group(1))) if found else error
+
+
+def _no_derivative(model: str, order: str, operators: str) -> str:
+    return (
+        f"{model} has no {order} derivative everywhere: {operators}. The Hessian needs operators that can be "
+        "differentiated twice: write this one in plain torch operations, or leave the parameters before it out "
+        "(parameters=...)."
+    )
