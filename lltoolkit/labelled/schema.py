@@ -12,7 +12,7 @@ import xarray as xr
 from lltoolkit.errors import SchemaError
 
 SCHEMA_VERSION = 1
-KINDS = ("surface", "curvature", "trajectory", "sharpness", "spectrum", "history")
+KINDS = ("surface", "curvature", "trajectory", "sharpness", "spectrum", "statistics", "history")
 AXES = ("alpha", "beta", "gamma")
 STATUS = {"missing": 0, "computed": 1, "interpolated": 2, "estimated": 3}
 
@@ -43,6 +43,11 @@ OBJECTIVE_ATTRS = [
     "grad_norm",
 ]
 SUBSPACE_ATTRS = ["subspace_id", "subspace_kind", "seed", "normalize", "ignore", "direction_cosine"]
+SHARPNESS_ROWS = ("model", "step")  # a table of sharpness runs over one of them, and over its measures
+SHARPNESS_VARIABLES = ("value", "value_se", "censored", "status")
+SHARPNESS_COORDS = ("measure_long_name", "measure_units", "measure_kind", "measure_formula")
+CURVATURE_ATTRS = ["split", "parameters", "metric", "tol"]
+CURVATURE_VARIABLES = ("eig_min", "eig_max", "eig_ratio", "nonconvexity", "residual_min", "residual_max", "n_hvp")
 
 LABELS: dict[str, dict[str, str]] = {
     "alpha": {"long_name": "first direction", "units": "1"},
@@ -52,9 +57,34 @@ LABELS: dict[str, dict[str, str]] = {
     "loss": {"long_name": "loss"},  # its units depend on the loss function: nat for cross-entropy
     "accuracy": {"long_name": "accuracy", "units": "1"},
     "status": {"long_name": "origin of the value"},
+    # Eigenvalues have the units of the loss, per square of a weight, or of a filter-normalized step: both pure numbers.
+    "eig_min": {"long_name": "smallest Hessian eigenvalue"},
+    "eig_max": {"long_name": "largest Hessian eigenvalue"},
+    "eig_ratio": {"long_name": "|smallest / largest Hessian eigenvalue|", "units": "1"},
+    "nonconvexity": {"long_name": "negative part of the smallest / largest Hessian eigenvalue", "units": "1"},
+    "residual_min": {"long_name": "residual of the smallest eigenvalue"},
+    "residual_max": {"long_name": "residual of the largest eigenvalue"},
+    "n_hvp": {"long_name": "Hessian-vector products", "units": "1"},
+    "converged": {"long_name": "whether both residuals met the tolerance", "units": "1"},
+    "audit_eig_min": {"long_name": "smallest Hessian eigenvalue, audited"},
+    "audit_eig_max": {"long_name": "largest Hessian eigenvalue, audited"},
+    "audit_n_hvp": {"long_name": "Hessian-vector products of the audit", "units": "1"},
     "step": {"long_name": "optimizer step", "units": "1"},
     "epoch": {"long_name": "epoch", "units": "1"},
     "learning_rate": {"long_name": "learning rate", "units": "1"},
+    "model": {"long_name": "model"},
+    "measure": {"long_name": "sharpness measure"},
+    "value": {"long_name": "value of the measure"},  # in the units of its own measure: measure_units
+    "censored": {"long_name": "whether the value is a bound at the end of the search range", "units": "1"},
+    "train_loss": {"long_name": "train loss"},
+    "test_loss": {"long_name": "test loss"},
+    "train_error": {"long_name": "train error", "units": "1"},
+    "test_error": {"long_name": "test error", "units": "1"},
+    "loss_gap": {"long_name": "test loss - train loss"},
+    "error_gap": {"long_name": "test error - train error", "units": "1"},
+    "test_example_loss": {"long_name": "loss of a test example"},
+    "test_example_error": {"long_name": "error of a test example", "units": "1"},
+    "stability_threshold": {"long_name": "sharpness that the optimizer bears on full batches"},
 }
 
 
@@ -122,6 +152,11 @@ def validate(dataset: xr.Dataset, *, source: str = "this Dataset") -> xr.Dataset
     if kind == "surface":
         needed += OBJECTIVE_ATTRS + SUBSPACE_ATTRS
         _require_variables(dataset, {"loss": ("split",), "status": ()}, source)
+    if kind == "curvature":
+        needed += OBJECTIVE_ATTRS + SUBSPACE_ATTRS + CURVATURE_ATTRS
+        _require_variables(dataset, dict.fromkeys([*CURVATURE_VARIABLES, "converged", "status"], ()), source)
+    if kind == "sharpness":
+        _require_table(dataset, source)
     if missing := [name for name in needed if name not in dataset.attrs]:
         raise SchemaError(f"{source} ({kind}) lacks the attributes {', '.join(missing)}; it was not written whole.")
     require_plain_attrs(dataset.attrs, source)
@@ -130,14 +165,29 @@ def validate(dataset: xr.Dataset, *, source: str = "this Dataset") -> xr.Dataset
 
 def _require_variables(dataset: xr.Dataset, variables: Mapping[str, tuple[str, ...]], source: str) -> None:
     axes = axes_of(dataset)
+    word = "surface" if dataset.attrs["kind"] == "surface" else "curvature map"
     if not axes or axes != AXES[: len(axes)]:
-        raise SchemaError(f"{source} has the dims {tuple(dataset.dims)}; a surface runs over alpha[, beta[, gamma]].")
+        raise SchemaError(f"{source} has the dims {tuple(dataset.dims)}; a {word} runs over alpha[, beta[, gamma]].")
     for name, dims in variables.items():
         if name not in dataset:
             present = ", ".join(map(str, dataset.data_vars)) or "none"
             raise SchemaError(f"{source} has no variable {name!r} (present: {present}).")
         if missing := set(dims + axes) - set(dataset[name].dims):
             raise SchemaError(f"{source}: {name!r} lacks the dims {sorted(missing)}, it has {dataset[name].dims}.")
+
+
+def _require_table(dataset: xr.Dataset, source: str) -> None:
+    for name in (*SHARPNESS_VARIABLES, "measure", *SHARPNESS_COORDS):
+        if name not in dataset.variables:
+            present = ", ".join(map(str, dataset.variables)) or "none"
+            raise SchemaError(f"{source} has no variable {name!r} (present: {present}); a table of sharpness does.")
+    for name in SHARPNESS_VARIABLES:
+        dims = dataset[name].dims
+        if not any(set(dims) == {row, "measure"} for row in SHARPNESS_ROWS):
+            raise SchemaError(
+                f"{source}: {name!r} has the dims {dims}; in a table of sharpness it runs over model, or step, and "
+                "measure."
+            )
 
 
 def require_plain_attrs(attrs: Mapping[Hashable, object], source: str) -> None:

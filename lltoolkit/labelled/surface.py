@@ -145,8 +145,15 @@ def fill_rest(surface: xr.Dataset, place: int, filled: "Filled", *, sampled: boo
 
 
 def by_split(surface: xr.Dataset, name: str) -> np.ndarray:
-    """View a variable's values with the split first, then the dims of ``status``: ``(n_splits, ...)``."""
-    return np.moveaxis(surface[name].values, surface[name].dims.index("split"), 0)
+    """View a variable's values with the split first, then the dims of ``status``: ``(n_splits, ...)``.
+
+    Returns
+    -------
+    ndarray
+        Of a variable without splits, as a curvature map has, one row.
+    """
+    values = surface[name].values
+    return np.moveaxis(values, surface[name].dims.index("split"), 0) if "split" in surface[name].dims else values[None]
 
 
 def read_cells(surface: xr.Dataset, name: str, cells: np.ndarray) -> np.ndarray:
@@ -188,6 +195,14 @@ def adopt_cells(surface: xr.Dataset, old: xr.Dataset) -> bool:
         if name in old:
             surface[name].values[(..., *window)] = old[name].values
     return True
+
+
+def extent_of(surface: xr.Dataset) -> str:
+    """Describe a grid in words: points and ends of each axis."""
+    return " x ".join(
+        f"{axis} {len(surface[axis])} points in [{surface[axis].values[0]:g}, {surface[axis].values[-1]:g}]"
+        for axis in axes_of(surface)
+    )
 
 
 def count_nonfinite(surface: xr.Dataset) -> dict[str, int]:
