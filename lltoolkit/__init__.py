@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lltoolkit import plots, zoo
     from lltoolkit.compute import compute_surface
+    from lltoolkit.curvature import compute_curvature
     from lltoolkit.errors import DivergedTraining, NondeterministicObjective, ResumeMismatch, SchemaError
+    from lltoolkit.labelled.correlation import rank_correlation
+    from lltoolkit.labelled.statistics import surface_statistics
     from lltoolkit.plots.contour import plot_contour
     from lltoolkit.plots.grid import plot_grid
     from lltoolkit.plots.lines import plot_slice
+    from lltoolkit.plots.sharpness import plot_sharpness
+    from lltoolkit.plots.spectrum import plot_spectrum
     from lltoolkit.plots.surface3d import plot_surface
+    from lltoolkit.plots.weights import plot_weights
     from lltoolkit.render import export_scene, render_surface
+    from lltoolkit.sharpness import compute_sharpness
+    from lltoolkit.spectrum import hessian_spectrum
     from lltoolkit.store import open_result, save_result
-    from lltoolkit.tensors.directions import interpolate, random_subspace
+    from lltoolkit.tensors.directions import hessian_subspace, interpolate, random_subspace
     from lltoolkit.tensors.objective import Objective
+    from lltoolkit.tensors.stability import stability_threshold
     from lltoolkit.tensors.subspace import Subspace
     from lltoolkit.zoo.recorder import Recorder
 
@@ -33,17 +42,27 @@ _HOME = {
     "ResumeMismatch": "lltoolkit.errors",
     "SchemaError": "lltoolkit.errors",
     "Subspace": "lltoolkit.tensors.subspace",
+    "compute_curvature": "lltoolkit.curvature",
+    "compute_sharpness": "lltoolkit.sharpness",
     "compute_surface": "lltoolkit.compute",
     "export_scene": "lltoolkit.render",
+    "hessian_spectrum": "lltoolkit.spectrum",
+    "hessian_subspace": "lltoolkit.tensors.directions",
     "interpolate": "lltoolkit.tensors.directions",
     "open_result": "lltoolkit.store",
     "plot_contour": "lltoolkit.plots.contour",
     "plot_grid": "lltoolkit.plots.grid",
+    "plot_sharpness": "lltoolkit.plots.sharpness",
     "plot_slice": "lltoolkit.plots.lines",
+    "plot_spectrum": "lltoolkit.plots.spectrum",
     "plot_surface": "lltoolkit.plots.surface3d",
+    "plot_weights": "lltoolkit.plots.weights",
     "random_subspace": "lltoolkit.tensors.directions",
+    "rank_correlation": "lltoolkit.labelled.correlation",
     "render_surface": "lltoolkit.render",
     "save_result": "lltoolkit.store",
+    "stability_threshold": "lltoolkit.tensors.stability",
+    "surface_statistics": "lltoolkit.labelled.statistics",
 }
 _SUBPACKAGES = ("plots", "zoo")
 
@@ -53,7 +72,15 @@ __all__ = [  # noqa: RUF022 - grouped by what they do
     "Subspace",
     "random_subspace",
     "interpolate",
+    "hessian_subspace",
     "compute_surface",
+    "compute_curvature",
+    "compute_sharpness",
+    "hessian_spectrum",
+    "stability_threshold",
+    # compare
+    "rank_correlation",
+    "surface_statistics",
     # store
     "open_result",
     "save_result",
@@ -62,6 +89,9 @@ __all__ = [  # noqa: RUF022 - grouped by what they do
     "plot_grid",
     "plot_slice",
     "plot_surface",
+    "plot_sharpness",
+    "plot_spectrum",
+    "plot_weights",
     "render_surface",
     "export_scene",
     "plots",

@@ -1,4 +1,4 @@
-"""The command line: ``lltoolkit demo | train | surface | plot | info``.
+"""The command line: ``lltoolkit demo | train | surface | curvature | sharpness | plot | info``.
 
 Everything heavy is imported by the command that needs it, so that ``--help`` answers at once.
 """
@@ -7,25 +7,47 @@ import copy
 import functools
 import json
 import logging
-import math
-import resource
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from lltoolkit import __version__
-from lltoolkit.errors import require_choice, require_whole
+from lltoolkit.errors import require_choice
+from lltoolkit.options import (
+    Buffers,
+    Data,
+    Device,
+    Dims,
+    DirectionNormalize,
+    Ignore,
+    Model,
+    NExamples,
+    Normalize,
+    Parameters,
+    ResolutionText,
+    Resume,
+    RunFolder,
+    Scheduler,
+    Seed,
+    Shortcut,
+    Source,
+    SpanText,
+    Weights,
+    Width,
+    Workers,
+    choose_subspaces,
+    connect_to,
+    data_of,
+    expectation,
+    grid_options,
+    model_options,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
-
-    from lltoolkit.tensors.objective import Objective
-    from lltoolkit.tensors.subspace import Subspace
-    from lltoolkit.zoo.data import LoadedData
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,7 +160,7 @@ def train(
     run = zoo.train(
         model,
         zoo.load_data(data, normalize=normalize),
-        model_options=_model_options(shortcut, width),
+        model_options=model_options(shortcut, width),
         optimizer=optimizer,
         lr=lr,
         momentum=momentum,
@@ -165,25 +187,23 @@ def train(
 @reports_errors
 def surface(
     out: Annotated[Path, typer.Option(help="The result, NAME.surface.nc.")],
-    run: Annotated[Path | None, typer.Option(help="A folder of `lltoolkit train`; or --model and --weights.")] = None,
-    model: Annotated[str | None, typer.Option(help="A network of the zoo, or of torchvision, by name.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Its weights: .safetensors or .pt.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, cifar10, ..., an .npz; default the run's.")] = None,
+    run: RunFolder = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
     to: Annotated[Path | None, typer.Option(help="Other weights: compute the line to them.")] = None,
-    shortcut: Annotated[str, typer.Option(help="Of a ResNet: A, B or none.")] = "A",
-    width: Annotated[int, typer.Option(help="Of a ResNet: factor on its channels.")] = 1,
-    normalize: Annotated[
-        str | None, typer.Option(help="Of the data: default, cifar10, imagenet or none; as the run's unless given.")
-    ] = None,
-    dims: Annotated[int, typer.Option(help="1, 2 or 3 random directions.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
+    shortcut: Shortcut = "A",
+    width: Width = 1,
+    normalize: Normalize = None,
+    dims: Dims = 2,
+    seed: Seed = 0,
     n_seeds: Annotated[int, typer.Option(help="An ensemble: so many draws of the directions, from SEED on.")] = 1,
-    direction_normalize: Annotated[str, typer.Option(help="filter, layer, weight or none.")] = "filter",
-    ignore: Annotated[str, typer.Option(help="bias_bn, none or original_code.")] = "bias_bn",
-    buffers: Annotated[str, typer.Option(help="Batch-norm statistics: frozen or recompute.")] = "frozen",
-    span: Annotated[str | None, typer.Option(help="S for -S to S, or LOW,HIGH.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="Points per axis: N, or N,M for each.")] = None,
-    examples: Annotated[int | None, typer.Option(help="At most so many of each split; default all.")] = None,
+    direction_normalize: DirectionNormalize = "filter",
+    ignore: Ignore = "bias_bn",
+    buffers: Buffers = "frozen",
+    span: SpanText = None,
+    resolution: ResolutionText = None,
+    examples: NExamples = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Compute only what interpolation misses by more: 0.05 is 5 % of the loss.")
     ] = None,
@@ -192,10 +212,10 @@ def surface(
     ] = "all",
     engine: Annotated[str, typer.Option(help="auto, plain, flat, folded or batched.")] = "auto",
     precision: Annotated[str, typer.Option(help="exact, tf32 or bf16.")] = "exact",
-    workers: Annotated[int | None, typer.Option(help="Processes; default one a core where it pays.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Of a Dask cluster to compute on, tcp://HOST:PORT.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    resume: Annotated[bool, typer.Option(help="Go on from what the file holds, or replace it.")] = True,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    device: Device = "auto",
+    resume: Resume = True,
 ) -> None:
     """Compute the loss surface of a trained network; after Ctrl-C the same command goes on.
 
@@ -207,50 +227,28 @@ def surface(
     --resolution 25 --examples 500 --out r56.surface.nc`
     """
     import lltoolkit as ll
-    from lltoolkit.compute import grid_of
     from lltoolkit.store import require_writable
 
-    if (model is None) != (weights is None) or (run is None) == (model is None):
-        raise ValueError("give either --run, a folder of `lltoolkit train`, or both --model and --weights.")
     require_writable(out)  # before the model is measured, which may take long
-    if run is not None:
-        if (shortcut, width) != ("A", 1):
-            raise ValueError("--run knows its network: leave --shortcut and --width out.")
-        trained = ll.zoo.open_run(run)
-        network = trained.model
-        splits = _data_of(trained.config["data"], data, normalize)
-    else:
-        if data is None:
-            raise ValueError("--data is missing: digits, cifar10, ..., or the path of an .npz.")
-        splits = ll.zoo.load_data(data, normalize=normalize or "default")
-        network = ll.zoo.build_model(
-            model,
-            **_model_options(shortcut, width),
-            n_classes=splits.n_classes,
-            in_channels=splits["train"][0].shape[1],
-            input_size=splits["train"][0].shape[-1],
-        )
-        ll.zoo.load_weights(network, weights)
+    network, splits = Source(run, model, weights, data, normalize, shortcut, width).load()
     objective = ll.Objective(network, splits, n_examples=examples, device=device, buffers=buffers)
-    if to is not None:
-        if (dims, seed, n_seeds, direction_normalize, ignore) != (2, 0, 1, "filter", "bias_bn"):
-            raise ValueError(
-                "--to gives the line: leave --dims, --seed, --n-seeds, --direction-normalize and --ignore out."
-            )
-        subspaces = [ll.interpolate(objective, ll.zoo.load_weights(copy.deepcopy(network), to))]
-    else:
-        options = {"dims": dims, "normalize": direction_normalize, "ignore": ignore}
-        n_seeds = require_whole("--n-seeds", n_seeds, least=1)
-        subspaces = [ll.random_subspace(objective, seed=seed + step, **options) for step in range(n_seeds)]
-    subspace = subspaces[0]
-    grid = {"span": _numbers("span", span), "resolution": _resolution(resolution, subspace.axes)}
-    grid_of(subspace, **grid)  # a grid that is none shows before anything is measured
+    subspaces = choose_subspaces(
+        objective,
+        network,
+        to=to,
+        dims=dims,
+        seed=seed,
+        n_seeds=n_seeds,
+        normalize=direction_normalize,
+        ignore=ignore,
+    )
+    grid = grid_options(span, resolution, subspaces[0])
     typer.echo(objective.check())
-    typer.echo(_expectation(objective, subspaces, **grid))
-    with _connect(scheduler) as client:
+    typer.echo(expectation(objective, subspaces, **grid))
+    with connect_to(scheduler) as client:
         result = ll.compute_surface(
             objective,
-            subspaces if n_seeds > 1 else subspace,
+            subspaces if n_seeds > 1 else subspaces[0],
             path=out,
             resume=resume,
             tolerance=tolerance,
@@ -268,15 +266,154 @@ def surface(
 
 @app.command()
 @reports_errors
+def curvature(
+    out: Annotated[Path, typer.Option(help="The result, NAME.curvature.nc.")],
+    run: RunFolder = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    to: Annotated[Path | None, typer.Option(help="Other weights: map the line to them.")] = None,
+    shortcut: Shortcut = "A",
+    width: Width = 1,
+    normalize: Normalize = None,
+    dims: Dims = 2,
+    seed: Seed = 0,
+    direction_normalize: DirectionNormalize = "filter",
+    ignore: Ignore = "bias_bn",
+    buffers: Buffers = "frozen",
+    span: SpanText = None,
+    resolution: ResolutionText = None,
+    examples: NExamples = None,
+    split: Annotated[str | None, typer.Option(help="Whose loss is differentiated; default the first.")] = None,
+    parameters: Parameters = None,
+    metric: Annotated[
+        str, typer.Option(help="euclidean, or filter: in the units of the surface's axes.")
+    ] = "euclidean",
+    tol: Annotated[float, typer.Option(help="Residuals, as a share of the largest eigenvalue.")] = 1e-2,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Map the extreme Hessian eigenvalues and their ratio: is what looks convex convex? After Ctrl-C it goes on.
+
+    A cell costs some 10 Hessian-vector products, about six forward passes each: take a few hundred examples.
+
+    Example: `lltoolkit curvature --run runs/r20 --examples 500 --parameters weights --out r20.curvature.nc`
+    """
+    import lltoolkit as ll
+    from lltoolkit.store import require_writable
+
+    require_writable(out, 0, "curvature")
+    network, splits = Source(run, model, weights, data, normalize, shortcut, width).load()
+    objective = ll.Objective(network, splits, n_examples=examples, device=device, buffers=buffers)
+    (subspace,) = choose_subspaces(
+        objective, network, to=to, dims=dims, seed=seed, n_seeds=1, normalize=direction_normalize, ignore=ignore
+    )
+    grid = grid_options(span, resolution, subspace)
+    typer.echo(objective.check())
+    with connect_to(scheduler) as client:
+        result = ll.compute_curvature(
+            objective,
+            subspace,
+            split=split,
+            parameters=parameters,
+            metric=metric,
+            tol=tol,
+            path=out,
+            resume=resume,
+            n_workers=workers,
+            client=client,
+            **grid,
+        )
+    attrs = result.attrs
+    ratio = result["eig_ratio"]
+    typer.echo(f"{out}: |smallest / largest eigenvalue| {float(ratio.min()):.3g} to {float(ratio.max()):.3g}")
+    typer.echo(
+        f"{attrs['n_hvp_total']:,} Hessian-vector products, {attrs['n_hvp_median']:g} a cell (median); "
+        f"{attrs['n_audit_missed']} of {attrs['n_audit']} audited cells are off by more than {tol:g} of the largest "
+        f"eigenvalue (at most {attrs['audited_max']:.2g}); {attrs['n_unconverged']} cells did not converge"
+    )
+
+
+@app.command()
+@reports_errors
+def sharpness(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `lltoolkit train`.")],
+    out: Annotated[Path, typer.Option(help="The table, NAME.sharpness.nc.")],
+    measures: Annotated[
+        str | None, typer.Option(help="Their names, with commas: lambda_max,trace,sam,...; default all.")
+    ] = None,
+    data: Data = None,
+    normalize: Normalize = None,
+    examples: NExamples = None,
+    training: Annotated[bool, typer.Option("--training", help="Of one run: measure each of its checkpoints.")] = False,
+    against: Annotated[str, typer.Option(help="error_gap, loss_gap, test_loss or test_error.")] = "error_gap",
+    seed: Annotated[int, typer.Option(help="Of the measures' random numbers.")] = 0,
+    device: Device = "auto",
+    resume: Resume = True,
+) -> None:
+    """Measure how sharp minimizers are, and whether that goes with their generalization. After Ctrl-C it goes on.
+
+    One run while it trains: `lltoolkit sharpness runs/gd --training --measures lambda_max --out gd.sharpness.nc`
+
+    Example: `lltoolkit sharpness runs/small runs/large runs/adam --out table.sharpness.nc`
+    """
+    import lltoolkit as ll
+    from lltoolkit.store import require_writable
+
+    require_writable(out, 0, "sharpness")
+    if training and len(runs) > 1:
+        raise ValueError(f"--training follows the checkpoints of one run; {len(runs)} are given.")
+    names = None if measures is None else [name.strip() for name in measures.split(",") if name.strip()]
+    opened = {folder.name: ll.zoo.open_run(folder) for folder in runs}
+    if len(opened) < len(runs):
+        raise ValueError("two of the folders have one name, which is what a table calls its models: rename one.")
+    objectives = {
+        name: ll.Objective(run.model, data_of(run.config["data"], data, normalize), n_examples=examples, device=device)
+        for name, run in opened.items()
+    }
+    if training:
+        ((name, run),) = opened.items()
+        table = ll.compute_sharpness(
+            run, objective=objectives[name], measures=names, seed=seed, path=out, resume=resume
+        )
+    else:
+        table = ll.compute_sharpness(
+            objectives,
+            measures=names,
+            attributes={name: _recipe(run.config) for name, run in opened.items()},
+            initial={name: run.checkpoints[0].load_into(copy.deepcopy(run.model)) for name, run in opened.items()},
+            seed=seed,
+            path=out,
+            resume=resume,
+        )
+    typer.echo(table["value"].to_pandas().T.to_string(float_format=lambda value: f"{value:.4g}"))
+    if not training and len(opened) > 1:
+        found = ll.rank_correlation(table, against=against).sel(against=against)
+        names = ["tau", "tau_low", "tau_high", "verdict"]
+        columns = found[names].to_dataframe()[names]
+        typer.echo(f"\nKendall's tau with {against}, and its 95 % interval:")
+        typer.echo(columns.to_string(float_format=lambda value: f"{value:.2f}"))
+    typer.echo(out)
+
+
+@app.command()
+@reports_errors
 def plot(
-    result: Annotated[Path, typer.Argument(help="A .surface.nc file.")],
+    result: Annotated[
+        Path, typer.Argument(help="A result, .surface.nc, .curvature.nc, .sharpness.nc or .spectrum.nc.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The figure: .png, .pdf or .svg; default beside the result.")] = None,
-    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; default filled, for a line slice.")] = "",
-    var: Annotated[str, typer.Option(help="loss, accuracy, ...")] = "loss",
+    form: Annotated[
+        str, typer.Option(help=f"Of a surface or map: {', '.join(FORMS)}; default filled, for a line slice.")
+    ] = "",
+    var: Annotated[str, typer.Option(help="loss, accuracy, eig_ratio, ...; default loss, of a map eig_ratio.")] = "",
     split: Annotated[str, typer.Option(help="train or test; a slice shows all.")] = "train",
     gamma: Annotated[float, typer.Option(help="Of a volume: the plane nearest to it.")] = 0.0,
+    against: Annotated[str, typer.Option(help="Of a table of sharpness: what it is drawn against.")] = "error_gap",
 ) -> None:
-    """Draw a stored surface; nothing is computed and torch is not needed.
+    """Draw a stored result; no network is run and torch is not needed.
 
     Example: `lltoolkit plot r56.surface.nc --form render --out r56.png`
     """
@@ -284,17 +421,25 @@ def plot(
     from lltoolkit.store import open_result
 
     dataset = open_result(result)
+    kind = str(dataset.attrs["kind"])
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist; make it first.")
+    stem = result.name.removesuffix(".nc").removesuffix(f".{kind}")
+    if kind in ("sharpness", "spectrum"):
+        out = out or result.with_name(f"{stem}.{kind}.png")
+        _draw_other(dataset, out, against)
+        typer.echo(out)
+        return
     if not axes_of(dataset):
-        raise ValueError(f"{result} holds a {dataset.attrs['kind']}; plot draws a surface, info prints the rest.")
+        raise ValueError(f"{result} holds a {kind}, which plot does not draw; info prints it.")
+    var = var or ("eig_ratio" if kind == "curvature" else "loss")
     if "gamma" in dataset.dims:
         dataset = dataset.sel(gamma=gamma, method="nearest")
     form = form or ("slice" if len(axes_of(dataset)) == 1 else "filled")
     require_choice("form", form, FORMS)
     if len(axes_of(dataset)) == 1 and form != "slice":
         raise ValueError(f"--form {form} takes a surface of two axes or more; a line is drawn by --form slice.")
-    out = out or result.with_name(f"{result.name.removesuffix('.nc').removesuffix('.surface')}.{form}.png")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist; make it first.")
+    out = out or result.with_name(f"{stem}.{form}.png")
     if form == "render":
         from lltoolkit.render import export_scene, render_surface
 
@@ -326,10 +471,7 @@ def describe_file(dataset: "xr.Dataset", path: Path) -> str:
     """
     lines = [f"{path}: {dataset.attrs['kind']} of {dataset.attrs['model']}, {path.stat().st_size / 1e3:.0f} kB", ""]
     for name, coordinate in dataset.coords.items():
-        values = coordinate.values
-        words = coordinate.dtype.kind in "UOT"
-        shown = ", ".join(map(str, values)) if words else f"{values.min():g} to {values.max():g}"
-        lines.append(f"  {name:<14} {coordinate.size} values: {shown}")
+        lines.append(f"  {name:<14} {coordinate.size} values: {_summary(coordinate.values)}")
     lines.append("")
     for name, variable in dataset.data_vars.items():
         if name == "status":
@@ -350,6 +492,16 @@ def describe_file(dataset: "xr.Dataset", path: Path) -> str:
     return "\n".join(lines)
 
 
+def _summary(values: "np.ndarray") -> str:
+    """Give a range of numbers, or some of the words."""
+    if values.dtype.kind not in "UOT":
+        return f"{values.min():g} to {values.max():g}"
+    different = list(dict.fromkeys(str(value) for value in values.flat))
+    if len(different) == 1:
+        return f"all {different[0]}"
+    return ", ".join(different[:12]) + (f" and {len(different) - 12} more" if len(different) > 12 else "")
+
+
 def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) -> None:
     from lltoolkit import plots
 
@@ -363,54 +515,15 @@ def _draw(dataset: "xr.Dataset", out: Path, *, form: str, var: str, split: str) 
         figure.savefig(out)
 
 
-def _connect(scheduler: str | None) -> AbstractContextManager[Any]:
-    """Connect to a cluster, if there is one, for as long as it is needed."""
-    if scheduler is None:
-        return nullcontext()
-    from lltoolkit.cluster import connect
+def _draw_other(dataset: "xr.Dataset", out: Path, against: str) -> None:
+    from lltoolkit import plots
 
-    return connect(scheduler)
-
-
-def _data_of(about: dict[str, Any], data: str | None, normalize: str | None) -> "LoadedData":
-    """Load what a run was trained on, normalized as then."""
-    from lltoolkit.zoo.data import NAMES, NORMALIZATIONS, load_data
-
-    name = data or about["name"]
-    if data is None and name not in NAMES:
-        raise ValueError(f"--data is missing: the run was trained on {name!r}, which is no data set with a name here.")
-    if normalize is not None:
-        return load_data(name, normalize=normalize)
-    told = about["normalize"]
-    loaded = load_data(name, normalize=told if told in NORMALIZATIONS else "default")
-    if loaded.normalize != told:
-        raise ValueError(
-            f"--normalize is missing: the run's data were normalized by {told}, those of {name!r} would be by "
-            f"{loaded.normalize}."
-        )
-    return loaded
-
-
-def _model_options(shortcut: str, width: int) -> dict[str, Any]:
-    """Return the options that differ from their defaults: not every network has them."""
-    options = {"shortcut": (shortcut, "A"), "width": (width, 1)}
-    return {name: given for name, (given, default) in options.items() if given != default}
-
-
-def _expectation(objective: "Objective", subspaces: "Sequence[Subspace]", **grid: Any) -> str:
-    """Tell time and memory of a whole surface before it is computed, from one cell and the memory that it took."""
-    from lltoolkit.compute import grid_of
-
-    axes = grid_of(subspaces[0], **grid)
-    n_cells = len(subspaces) * math.prod(len(values) for values in axes.values())
-    seconds = objective.seconds_per_cell()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    shape = " x ".join(str(len(values)) for values in axes.values())
-    several = f"{len(subspaces)} x " if len(subspaces) > 1 else ""
-    return (
-        f"{several}{shape} = {n_cells} cells, {seconds:.3g} s each: at most about {_duration(n_cells * seconds)} on "
-        f"{objective.device}, about {peak / 1e9:.1f} GB of memory"
-    )
+    if dataset.attrs["kind"] == "sharpness":
+        plots.plot_sharpness(dataset, against=against).savefig(out)
+        return
+    with plots.figure((5.0, 3.0)) as (figure, ax):
+        plots.plot_spectrum(dataset, ax=ax)
+        figure.savefig(out)
 
 
 def _audit(dataset: "xr.Dataset") -> str:
@@ -424,38 +537,12 @@ def _audit(dataset: "xr.Dataset") -> str:
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _range(dataset: "xr.Dataset") -> str:
     loss = dataset["loss"].sel(split=dataset["split"].values[0])
     return f"{dataset['split'].values[0]} loss {float(loss.min()):.4g} to {float(loss.max()):.4g}"
 
 
-def _numbers(name: str, text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--{name} {text!r}: give a number S, or two as LOW,HIGH.") from error
-    if len(numbers) > 2:
-        raise ValueError(f"--{name} {text!r} holds {len(numbers)} numbers: give S, or LOW,HIGH.")
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _resolution(text: str | None, axes: tuple[str, ...]) -> Any:
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--resolution {text!r}: give a whole number N, or one for each axis as N,M.") from error
-    if len(numbers) == 1:
-        return numbers[0]
-    if len(numbers) != len(axes):
-        raise ValueError(f"--resolution {text!r} holds {len(numbers)} numbers, the axes are {', '.join(axes)}.")
-    return dict(zip(axes, numbers, strict=True))
+def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a run's note what tells its model from others in a table."""
+    names = ("optimizer", "lr", "momentum", "batch_size", "weight_decay", "seed")
+    return {name: config[name] for name in names if name in config}

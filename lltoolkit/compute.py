@@ -11,19 +11,20 @@ import numpy as np
 import xarray as xr
 
 from lltoolkit.errors import ResumeMismatch, require_choice, require_whole
-from lltoolkit.execute import Execution, Progress
+from lltoolkit.execute import Execution
 from lltoolkit.identity import describe_surface, require_same, require_same_minimum
 from lltoolkit.journal import Journal
+from lltoolkit.keeping import Progress
 from lltoolkit.labelled.grid import Span, make_grid
 from lltoolkit.labelled.plan import Ask, Filled, Plan
 from lltoolkit.labelled.refine import refine
-from lltoolkit.labelled.schema import axes_of
 from lltoolkit.labelled.surface import (
     adopt_cells,
     cell_order,
     cells_with,
     count_nonfinite,
     empty_surface,
+    extent_of,
     fill_rest,
     forget_filled,
     know_exactly,
@@ -31,7 +32,7 @@ from lltoolkit.labelled.surface import (
 )
 from lltoolkit.labelled.twolevel import two_level
 from lltoolkit.pools import can_travel, choose_pool
-from lltoolkit.store import SurfaceFile, require_writable
+from lltoolkit.store import GridFile, require_writable
 from lltoolkit.tensors.engines import ENGINES, group_of, make_engine, require_match
 from lltoolkit.tensors.machine import PRECISIONS
 from lltoolkit.tensors.objective import Objective
@@ -176,9 +177,7 @@ def compute_surface(
     ensemble = not isinstance(subspace, Subspace)
     subspaces = _as_list(subspace)
     grid = grid_of(subspaces[0], span=span, resolution=resolution, coords=coords, around=around)
-    for axis, values in grid.items():
-        if values.min() < 0 < values.max() and 0 not in values:
-            log.warning("no grid point at 0 of %s, so the minimizer is in no cell; an odd resolution has one", axis)
+    warn_of_no_origin(grid)
     for each in subspaces:
         require_match(objective, each)
     plan = {"sampling": examples, "tolerance": "none" if tolerance is None else float(tolerance)}
@@ -187,7 +186,7 @@ def compute_surface(
         if path is not None:
             n_cells = len(subspaces) * math.prod(len(values) for values in grid.values())
             n_bytes = 2 * n_cells * len(objective.splits) * 8 * 4 + 10**6  # two copies of up to four variables
-            file = stack.enter_context(SurfaceFile(require_writable(path, n_bytes)))
+            file = stack.enter_context(GridFile(require_writable(path, n_bytes)))
             stored = file.load() if resume else None
         # All of these show in the last bits: a resumed surface is computed as it was begun.
         before: Mapping[str, Any] = {} if stored is None else stored.attrs
@@ -197,7 +196,7 @@ def compute_surface(
             "n_threads": before.get("n_threads") or (1 if can_travel(objective) else objective.n_threads),
             "precision": precision,
         }
-        stack.enter_context(_computing(objective, how))
+        stack.enter_context(computing(objective, how))
         if stored is not None:
             require_same(stored, objective, subspaces, file.path)
         surface = _prepare(objective, subspaces, ensemble, grid, how, plan, stored, file)
@@ -210,7 +209,7 @@ def compute_surface(
         surface.attrs |= plan
         journal = _open_journal(file, surface, resume)
         if file is not None:
-            _keep_subspaces(subspaces, file.path)
+            keep_subspaces(subspaces, file.path)
             file.begin(surface)
         work = objective.seconds_per_cell() * len(cells_with(surface, "missing"))
         pool = stack.enter_context(choose_pool(objective, subspaces, how, client, n_workers, work))
@@ -241,6 +240,13 @@ def grid_of(subspace: Subspace, **options: Any) -> dict[str, np.ndarray]:
     return make_grid(subspace.axes, **options)
 
 
+def warn_of_no_origin(grid: Mapping[str, np.ndarray]) -> None:
+    """Say in the log that the minimizer is in no cell, where a grid steps over it."""
+    for axis, values in grid.items():
+        if values.min() < 0 < values.max() and 0 not in values:
+            log.warning("no grid point at 0 of %s, so the minimizer is in no cell; an odd resolution has one", axis)
+
+
 def _as_list(subspace: Subspace | Sequence[Subspace]) -> list[Subspace]:
     subspaces = [subspace] if isinstance(subspace, Subspace) else list(subspace)
     if not subspaces:
@@ -265,7 +271,7 @@ def _prepare(
     how: Mapping[str, Any],
     plan: Mapping[str, Any],
     stored: xr.Dataset | None,
-    file: SurfaceFile | None,
+    file: GridFile | None,
 ) -> xr.Dataset:
     """Give the surface to fill: the stored one, a larger grid around it, or an empty one; the objective verified."""
     if stored is not None and ("direction" in stored.dims) != ensemble:
@@ -302,8 +308,8 @@ def _prepare(
         surface = surface.assign_coords(_of_directions(subspaces))
     if stored is not None and not adopt_cells(surface, stored):
         raise ResumeMismatch(
-            f"{file.path} has another grid, and the one asked for does not contain it: {_extent(stored)} against "
-            f"{_extent(surface)}. Use another path, or resume=False to replace it."
+            f"{file.path} has another grid, and the one asked for does not contain it: {extent_of(stored)} against "
+            f"{extent_of(surface)}. Use another path, or resume=False to replace it."
         )
     return surface
 
@@ -344,7 +350,7 @@ def _everything(grid: Mapping[str, np.ndarray]) -> Plan:
     yield Ask(cell_order(grid), "grid")
 
 
-def _open_journal(file: SurfaceFile | None, surface: xr.Dataset, resume: bool) -> Journal:
+def _open_journal(file: GridFile | None, surface: xr.Dataset, resume: bool) -> Journal:
     if file is None:
         return Journal()
     path = file.path.with_suffix(".samples.npz")
@@ -376,16 +382,9 @@ def _fill(objective: Objective, surface: xr.Dataset, filled: Sequence[Filled | N
     surface.attrs.setdefault("n_forwards", n_computed * sum(objective.n_examples.values()))
 
 
-def _extent(surface: xr.Dataset) -> str:
-    return " x ".join(
-        f"{axis} {len(surface[axis])} points in [{surface[axis].values[0]:g}, {surface[axis].values[-1]:g}]"
-        for axis in axes_of(surface)
-    )
-
-
-def _keep_subspaces(subspaces: Sequence[Subspace], path: Path) -> None:
+def keep_subspaces(subspaces: Sequence[Subspace], path: Path) -> None:
     """Save any subspace that can't be drawn again from its seed, beside the result."""
-    stem = path.name.removesuffix(".nc").removesuffix(".surface")
+    stem = path.name.removesuffix(".nc").removesuffix(".surface").removesuffix(".curvature")
     for place, subspace in enumerate(subspaces):
         number = f"-{place}" if len(subspaces) > 1 else ""
         if subspace.kind != "random":
@@ -393,7 +392,7 @@ def _keep_subspaces(subspaces: Sequence[Subspace], path: Path) -> None:
 
 
 @contextmanager
-def _computing(objective: Objective, how: Mapping[str, Any]) -> Iterator[None]:
+def computing(objective: Objective, how: Mapping[str, Any]) -> Iterator[None]:
     """Compute in a given way, and leave the objective as it was."""
     before = objective.batch_size, objective.n_threads, objective.precision
     objective.compute_as(int(how["batch_size"]), int(how["n_threads"]), str(how["precision"]))

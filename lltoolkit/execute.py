@@ -3,67 +3,24 @@
 import hashlib
 import itertools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from lltoolkit.journal import FULL, Journal, Place
-from lltoolkit.labelled.interpolate import picture
+from lltoolkit.keeping import Keeper, Progress, Reporter
 from lltoolkit.labelled.plan import Answer, Ask, Filled, Plan
 from lltoolkit.labelled.sampling import Sample
 from lltoolkit.labelled.schema import STATUS, axes_of
-from lltoolkit.labelled.surface import by_split, cells_with, count_reduced, fill_cells, read_cells
-from lltoolkit.store import SurfaceFile
+from lltoolkit.labelled.surface import read_cells
+from lltoolkit.store import GridFile
 from lltoolkit.tensors.evaluate import Result, Task
 from lltoolkit.tensors.objective import Values
 from lltoolkit.workers import Pool
 
-TILE_SECONDS = 1.0  # a tile is written about so often: what a kill may cost, and far more than an fsync takes
-MERGE_SECONDS = 30.0  # the merged file that readers open is at most so old
 TASK_SECONDS = 0.3  # cells go to workers in bundles of about so much work: short to wait for, long beside a message
 WORDS = {"grid": "surface", "audit": "surface, audit", "sample": "surface, samples"}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a surface is, for `callback`.
-
-    Attributes
-    ----------
-    surface : xr.Dataset
-        As it stands; it is filled on, so copy what you keep.
-    purpose : str
-        What is computed now: "grid", "sample" or "audit"; "done" at the end, before the rest is filled in.
-    n_done, n_asked : int
-        Cells measured so far, and asked for so far; refinement asks for more as it goes.
-    seconds_left : float
-        For what is asked for; NaN while nobody knows.
-    lowest_loss : float
-        The smallest so far, on the first split.
-    """
-
-    surface: xr.Dataset
-    purpose: str
-    n_done: int
-    n_asked: int
-    seconds_left: float
-    lowest_loss: float
-
-    def picture(self) -> xr.Dataset:
-        """Fill what is missing by interpolation, to be looked at while it is computed; of an ensemble, as it stands."""
-        whole = self.surface.copy(deep=True)
-        known = cells_with(whole, "computed")
-        names = [str(name) for name in whole.data_vars if name != "status" and not str(name).endswith("_se")]
-        if "direction" not in whole.dims and len(known):
-            coords = {axis: whole[axis].values for axis in axes_of(whole)}
-            filled = picture(coords, known, {name: read_cells(whole, name, known) for name in names})
-            for name in names:
-                by_split(whole, name)[:] = filled[name].reshape(by_split(whole, name).shape)
-        return whole
 
 
 class Execution:
@@ -73,7 +30,7 @@ class Execution:
     ----------
     surface : xr.Dataset
         To be filled; the file's, if there is one.
-    file : SurfaceFile, optional
+    file : GridFile, optional
         Where tiles are kept.
     journal : Journal
         What is known beyond the surface.
@@ -94,7 +51,7 @@ class Execution:
     def __init__(
         self,
         surface: xr.Dataset,
-        file: SurfaceFile | None,
+        file: GridFile | None,
         journal: Journal,
         pool: Pool,
         *,
@@ -104,18 +61,13 @@ class Execution:
         progress: bool = True,
         callback: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._surface, self._file, self._journal, self._pool = surface, file, journal, pool
+        self._surface, self._journal, self._pool = surface, journal, pool
         self._splits = [str(split) for split in surface["split"].values]
         self._axes = [surface[axis].values for axis in axes_of(surface)]
         self._n_cells = math.prod(len(axis) for axis in self._axes)  # of one direction
         self._group, self._seconds, self._n_examples = group, seconds_per_cell, n_examples
-        self._callback = callback
-        self._bar = tqdm(total=0, unit="cell", disable=not progress, desc=WORDS["grid"])
-        self._n_done = self._n_asked = self._bar.total = self._bar.n = len(cells_with(surface, "computed"))
-        self._lowest = np.nanmin(by_split(surface, "loss")[0], initial=np.inf)
-        self._disk_failed = False
-        self._n_here = 0  # cells measured in this call
-        self._begun = self._written = self._merged = self._told = time.monotonic()
+        self._keeper = Keeper(surface, file)
+        self._reporter = Reporter(surface, self._splits[0], progress=progress, callback=callback)
         self._values: list[tuple[int, Values, int]] = []  # of cells that no tile holds yet
         self._records: dict[str, list[tuple[Place, dict[str, np.ndarray]]]] = {}
 
@@ -148,7 +100,7 @@ class Execution:
                 filled[place] = end.value
 
         try:
-            with self._bar:
+            with self._reporter:
                 for place in range(len(plans)):
                     advance(place, None)
                 while asks:
@@ -156,26 +108,24 @@ class Execution:
                     for place, ask in list(asks.items()):
                         advance(place, self._answer(place, ask))
         except BaseException:
-            if not self._disk_failed:  # else writing once more would only hide the reason
+            if not self._keeper.disk_failed:
                 self._keep(last=True)  # an interrupt, or a fault of the model: what is computed is kept
             raise
         self._keep(last=True)
-        self._tell("done")
+        self._reporter.tell("done")
         return [filled[place] for place in range(len(plans))]
 
     def _compute(self, asks: Mapping[int, Ask]) -> None:
         """Have all that is asked for and not known yet computed."""
         works = self._work(asks)
-        self._n_asked += sum(len(task.cells) for task, _ in works)
-        self._bar.total = self._n_asked  # refinement asks for more as it goes
         purpose = next(iter(asks.values())).purpose
-        self._bar.set_description_str(WORDS[purpose], refresh=False)
+        self._reporter.ask(sum(len(task.cells) for task, _ in works), WORDS[purpose])
         names = {id(task): name for task, name in works}
         for task, result in self._pool.run([task for task, _ in works]):
             self._take(task, result, names[id(task)])
-            if time.monotonic() - self._written > TILE_SECONDS:
+            if self._keeper.is_due:
                 self._keep()
-                self._tell(purpose)
+                self._reporter.tell(purpose)
 
     def _work(self, asks: Mapping[int, Ask]) -> list[tuple[Task, str]]:
         """Bundle the cells to measure into tasks, each with the name of its sample."""
@@ -225,24 +175,19 @@ class Execution:
         """Note what a task gave; it is kept with the next tile."""
         for number, values in zip(task.cells, result.values, strict=False):
             self._values.append((int(number), values, result.batch_size))
-            self._lowest = np.fmin(self._lowest, values[self._splits[0], "loss"])
         for (place, coordinates), examples in zip(task.points, result.examples, strict=False):
             record = {f"{split}/{metric}": array for (split, metric), array in examples.items()}
             self._records.setdefault(name, []).append(((float(place), *coordinates), record))
-        self._n_here += len(task.cells)
-        self._n_done += len(task.cells)
-        self._bar.set_postfix_str(f"lowest {self._splits[0]} loss {self._lowest:.4g}", refresh=False)
-        self._bar.update(len(task.cells))
+        losses = [values[self._splits[0], "loss"] for values in result.values]
+        self._reporter.count(len(task.cells), float(np.fmin.reduce(losses, initial=np.inf)))
 
     def _keep(self, *, last: bool = False) -> None:
         """Write what no tile holds yet and, where it has become old or this is the last time, the merged file."""
-        try:
-            self._write(last)
-        except OSError:
-            self._disk_failed = True
-            raise
+        with self._keeper.writing():
+            self._write()
+            self._keeper.merge(last=last)
 
-    def _write(self, last: bool) -> None:
+    def _write(self) -> None:
         for name, records in self._records.items():
             self._journal.add(name, [place for place, _ in records], _stacked([record for _, record in records]))
         self._records.clear()
@@ -254,28 +199,12 @@ class Execution:
                 name: np.array([[values[split, name] for _, values in here] for split in self._splits])
                 for name in names
             }
-            if self._file is None:
-                fill_cells(self._surface, cells, block)
-                count_reduced(self._surface, cells, batch_size)
-            else:
-                self._file.add(cells, block, batch_size)
+            self._keeper.add(cells, block, batch_size)
         self._values.clear()
-        self._written = time.monotonic()
-        if self._file is not None and (last or time.monotonic() - self._merged > MERGE_SECONDS):
-            self._file.merge()
-            self._merged = time.monotonic()
-
-    def _tell(self, purpose: str) -> None:
-        if self._callback is None or (purpose != "done" and time.monotonic() - self._told < TILE_SECONDS):
-            return
-        self._told = time.monotonic()
-        pace = (time.monotonic() - self._begun) / self._n_here if self._n_here else math.nan
-        left = pace * (self._n_asked - self._n_done)
-        self._callback(Progress(self._surface, purpose, self._n_done, self._n_asked, left, float(self._lowest)))
 
     def _answer(self, place: int, ask: Ask) -> Answer:
         self._keep()
-        self._tell(ask.purpose)
+        self._reporter.tell(ask.purpose)
         places = [self._place(place, int(cell)) for cell in ask.cells]
         estimates = {
             rung: self._estimate(samples, places, name_of(samples) if rung == ask.size else FULL)

@@ -22,22 +22,27 @@ SAME = {
     "subspace_id": "the subspace",
     "config_sha256": "the configuration",
 }
+WORDS = {"curvature": "curvature map"}  # for kinds whose name alone says too little
 
 
-def identity(objective: Objective, subspaces: Sequence[Subspace]) -> dict[str, str]:
-    """Give the hashes that two results must share to be cells of one surface."""
+def identity(
+    objective: Objective, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Give the hashes that two results must share to be cells of one surface; `more` as in `surface_config`."""
     ids = [subspace.id for subspace in subspaces]
     return {
         "theta_sha256": objective.theta_sha256,
         "data_sha256": objective.data_sha256,
         "subspace_id": ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest(),
-        "config_sha256": hash_config(surface_config(objective, subspaces)),
+        "config_sha256": hash_config(surface_config(objective, subspaces, more)),
     }
 
 
-def surface_config(objective: Objective, subspaces: Sequence[Subspace]) -> dict[str, object]:
-    """Give all that decides a cell's values beside weights, examples and subspaces."""
-    return {**objective.config, "buffers": buffer_policy(objective, subspaces)}
+def surface_config(
+    objective: Objective, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Give all that decides a cell's values beside weights, examples and subspaces; `more` is what a kind adds."""
+    return {**objective.config, "buffers": buffer_policy(objective, subspaces), **(more or {})}
 
 
 def buffer_policy(objective: Objective, subspaces: Sequence[Subspace]) -> str:
@@ -47,8 +52,15 @@ def buffer_policy(objective: Objective, subspaces: Sequence[Subspace]) -> str:
     return "interpolate" if any(subspace.buffer_names for subspace in subspaces) else "frozen"
 
 
-def describe_surface(objective: Objective, subspaces: Sequence[Subspace], how: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect the attributes of a surface.
+def describe_surface(
+    objective: Objective,
+    subspaces: Sequence[Subspace],
+    how: Mapping[str, Any],
+    *,
+    kind: str = "surface",
+    more: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """Collect the attributes of a surface, or of another result over a subspace.
 
     Parameters
     ----------
@@ -56,33 +68,22 @@ def describe_surface(objective: Objective, subspaces: Sequence[Subspace], how: M
         What is measured, and where.
     how : mapping
         Engine, batch size, number of threads and precision, fixed before the first cell.
+    kind : str
+        Of result.
+    more : mapping, optional
+        What decides the values of this kind beside the objective's configuration, JSON-able.
 
     Returns
     -------
     dict
         As `schema.validate` asks for, str, int and float only.
     """
-    config = surface_config(objective, subspaces)
-    minimum = {f"{split} {name}": value for (split, name), value in objective.at_minimizer().items()}
+    config = surface_config(objective, subspaces, more)
     options = [subspace.config for subspace in subspaces]
     return {
-        **provenance(
-            "surface",
-            config=config,
-            model=objective.model_name,
-            n_params=objective.n_params,
-            device=device_name(objective.device),
-            torch_version=str(torch.__version__),
-        ),
-        **identity(objective, subspaces),
+        **describe_objective(kind, objective, config),
+        **identity(objective, subspaces, more),
         **how,
-        "data_normalize": objective.data_normalize,
-        "buffers": str(config["buffers"]),
-        "n_examples": _count_examples(objective),
-        "examples": ", ".join(f"{name} {n} of {objective.n_total[name]}" for name, n in objective.n_examples.items()),
-        "dtype": objective.dtype,
-        "grad_norm": objective.gradient_norm(),
-        "at_minimizer": json.dumps(minimum),
         "subspace_kind": _common([subspace.kind for subspace in subspaces]),
         "subspace": json.dumps(options[0] if len(options) == 1 else options, sort_keys=True),
         **{
@@ -90,6 +91,45 @@ def describe_surface(objective: Objective, subspaces: Sequence[Subspace], how: M
             for name in ("seed", "normalize", "ignore")
         },
         **geometry(subspaces),
+    }
+
+
+def describe_objective(kind: str, objective: Objective, config: Mapping[str, object]) -> dict[str, Any]:
+    """Collect the attributes of a result that was measured with one objective.
+
+    Parameters
+    ----------
+    kind : str
+        Of result.
+    objective : Objective
+        What was measured.
+    config : mapping
+        All that decides the values beside weights and examples, JSON-able.
+
+    Returns
+    -------
+    dict
+        Provenance, hashes of weights and examples, and the values at the minimizer; str, int and float only.
+    """
+    minimum = {f"{split} {name}": value for (split, name), value in objective.at_minimizer().items()}
+    return {
+        **provenance(
+            kind,
+            config=config,
+            model=objective.model_name,
+            n_params=objective.n_params,
+            device=device_name(objective.device),
+            torch_version=str(torch.__version__),
+        ),
+        "theta_sha256": objective.theta_sha256,
+        "data_sha256": objective.data_sha256,
+        "data_normalize": objective.data_normalize,
+        "buffers": str(config["buffers"]),
+        "n_examples": _count_examples(objective),
+        "examples": ", ".join(f"{name} {n} of {objective.n_total[name]}" for name, n in objective.n_examples.items()),
+        "dtype": objective.dtype,
+        "grad_norm": objective.gradient_norm(),
+        "at_minimizer": json.dumps(minimum),
     }
 
 
@@ -122,23 +162,44 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def require_same(stored: xr.Dataset, objective: Objective, subspaces: Sequence[Subspace], path: Path) -> None:
+def require_same(
+    stored: xr.Dataset,
+    objective: Objective,
+    subspaces: Sequence[Subspace],
+    path: Path,
+    *,
+    kind: str = "surface",
+    more: Mapping[str, object] | None = None,
+) -> None:
     """Check that a stored result belongs to this minimizer, these examples, this subspace and configuration.
+
+    Parameters
+    ----------
+    stored : xr.Dataset
+        From `path`.
+    objective, subspaces
+        What is asked for.
+    path : Path
+        For the error.
+    kind, more
+        As in `describe_surface`.
 
     Raises
     ------
     ResumeMismatch
         Naming all that differs, with both hashes, and the next step.
     """
-    if stored.attrs["kind"] != "surface":
-        raise ResumeMismatch(f"{path} holds a {stored.attrs['kind']}, not a surface. Use another path.")
-    there = json.loads(stored.attrs["subspace"])
-    options = {"config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspaces))}
-    if len(subspaces) == 1 and isinstance(there, dict):
-        options["subspace_id"] = (there, subspaces[0].config)
+    if (there := stored.attrs["kind"]) != kind:
+        raise ResumeMismatch(
+            f"{path} holds a {WORDS.get(there, there)}, not a {WORDS.get(kind, kind)}. Use another path."
+        )
+    recipe = json.loads(stored.attrs["subspace"])
+    options = {"config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspaces, more))}
+    if len(subspaces) == 1 and isinstance(recipe, dict):
+        options["subspace_id"] = (recipe, subspaces[0].config)
     differing = [
         f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here{_changes(*options.get(key, ({}, {})))})"
-        for key, value in identity(objective, subspaces).items()
+        for key, value in identity(objective, subspaces, more).items()
         if stored.attrs[key] != value
     ]
     if differing:

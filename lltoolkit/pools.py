@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,12 +53,35 @@ def choose_pool(
     client: "Client | None",
     n_workers: int | None,
     seconds: float,
+    evaluator: type[Any] = Evaluator,
+    **here: Any,
 ) -> Iterator[Pool]:
-    """Choose who computes. That shows in no value: every cell is the same from any process."""
-    make = functools.partial(Evaluator.make, objective, subspaces, how)
+    """Choose who computes. That shows in no value: every cell is the same from any process.
+
+    Parameters
+    ----------
+    objective, subspaces, how
+        What the evaluator is made of.
+    client, n_workers
+        As `compute_surface` takes them.
+    seconds : float
+        Of work in one process, about.
+    evaluator : type
+        `Evaluator` or alike: who does a task.
+    **here
+        Further arguments of one in this process.
+
+    Yields
+    ------
+    Pool
+        Ready to do tasks.
+    """
     if client is not None:
         from lltoolkit.cluster import DaskPool
 
+        hosts = Counter(address.rpartition(":")[0] for address in client.nthreads())
+        shared_by = {"n_beside": max(hosts.values(), default=1)}
+        make = functools.partial(evaluator.make, objective, subspaces, {**how, **shared_by})
         with DaskPool(make, client, objective.examples) as pool:
             yield pool
         return
@@ -65,11 +89,13 @@ def choose_pool(
     if n_workers is None:
         n_workers = _default_workers(objective, how, gpus) if seconds > WORTH_WORKERS else 1
     if n_workers == 1:
-        yield InProcess(Evaluator(objective, subspaces, how))
+        yield InProcess(evaluator(objective, subspaces, how, **here))
         return
     with share(objective.examples) as shared:
         if objective.device.type == "cpu":
             objective.attach(shared.open())  # the same pages as the workers': the data are in memory once
+        beside = -(-n_workers // max(1, len(gpus)))
+        make = functools.partial(evaluator.make, objective, subspaces, {**how, "n_beside": beside})
         with LocalPool(make, n_workers, shared, devices=gpus or None) as pool:
             yield pool
 

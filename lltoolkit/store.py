@@ -19,6 +19,8 @@ from lltoolkit.labelled.surface import count_nonfinite, count_reduced, fill_cell
 
 log = logging.getLogger(__name__)
 
+GRIDS = ("surface", "curvature")  # kinds that are filled cell by cell
+
 
 def open_result(path: str | Path) -> xr.Dataset:
     """Open a result: load it whole, check it and close the file.
@@ -107,7 +109,7 @@ def save_result(dataset: xr.Dataset, path: str | Path) -> Path:
     return path
 
 
-def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
+def require_writable(path: str | Path, n_bytes: int = 0, kind: str = "surface") -> Path:
     """Check, before any computing, that a result can be written; its folder is made.
 
     Parameters
@@ -116,6 +118,8 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
         The result's file.
     n_bytes : int
         How large it will be, about.
+    kind : str
+        Of result, for the name that an error proposes.
 
     Returns
     -------
@@ -133,7 +137,7 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
     """
     path = Path(path)
     if path.suffix != ".nc":
-        raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.stem}.surface.nc.")
+        raise ValueError(f"path={str(path)!r} does not end with .nc; for example {path.stem}.{kind}.nc.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
     require_folder(path.parent, of=path)
@@ -145,8 +149,8 @@ def require_writable(path: str | Path, n_bytes: int = 0) -> Path:
     return path
 
 
-class SurfaceFile:
-    """A surface under construction: ``<path>`` holds the last merge, ``<path>.tiles/`` what came after it.
+class GridFile:
+    """A surface or curvature map being computed: ``<path>`` holds the last merge, ``<path>.tiles/`` what came after it.
 
     One writer at a time holds the lock; readers open the last merge at any time. A tile that was reported as
     added survives any kill.
@@ -171,14 +175,7 @@ class SurfaceFile:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise RuntimeError(
-                f"{self.path} is being written by another process. Wait for it, or use another path."
-            ) from error
-        for left in leftovers(self.path):  # of a writer that was killed: with the lock held nobody else's
-            left.unlink()
+        _hold(self._lock, self.path)
         return self
 
     def __exit__(
@@ -210,15 +207,16 @@ class SurfaceFile:
         if not self.path.exists():
             return None
         surface = open_result(self.path)
-        if surface.attrs["kind"] != "surface":
+        if surface.attrs["kind"] not in GRIDS:
             return surface
-        outer = ("direction",) if "direction" in surface.dims else ()
-        order = (*outer, "split", *axes_of(surface))
-        if surface["loss"].dims != order or surface["status"].dims != (*outer, *axes_of(surface)):
-            raise SchemaError(
-                f"{self.path} was saved with its dims in another order, {surface['loss'].dims} instead of {order}: "
-                "tiles don't fit it. Transpose it and save it again, use another path, or resume=False to replace it."
-            )
+        for name, variable in surface.data_vars.items():
+            order = tuple(dim for dim in ("direction", "split", *axes_of(surface)) if dim in variable.dims)
+            if variable.dims != order and set(variable.dims) == set(order):
+                raise SchemaError(
+                    f"{self.path} was saved with its dims in another order, {name} over {variable.dims} instead of "
+                    f"{order}: tiles don't fit it. Transpose it and save it again, use another path, or resume=False "
+                    "to replace it."
+                )
         owner = tile_id(surface)
         for tile in sorted(self.folder.glob("*.npz")):
             try:
@@ -245,7 +243,7 @@ class SurfaceFile:
         cells : ndarray
             Shape ``(k,)``, flat positions in the grid.
         values : mapping
-            Metric to its values, shape ``(n_splits, k)``.
+            Variable to its values, shape ``(n_splits, k)``; without splits ``(1, k)``.
         batch_size : int, optional
             Of the forward passes, where memory ran out at the surface's own.
 
@@ -292,3 +290,77 @@ class SurfaceFile:
             f"{self.path} can't be written ({error.strerror or error}). What was computed before is kept in it and in "
             f"{self.folder.name}/; mend the cause and call again: it goes on from there",
         )
+
+
+class TableFile:
+    """A result that is small enough to be written whole, again and again, while it is computed.
+
+    One writer at a time holds the lock; readers open the file at any time.
+
+    Parameters
+    ----------
+    path : Path
+        The result's file, as `require_writable` returns it.
+
+    Raises
+    ------
+    RuntimeError
+        On entering, if another process is writing this result.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mark = path.with_name(path.name + ".lock")
+        self._lock = FileLock(self._mark, timeout=0)
+
+    def __enter__(self) -> Self:
+        _hold(self._lock, self.path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mark.unlink(missing_ok=True)  # while it is held: nobody can have got hold of this one since
+        self._lock.release()
+
+    def load(self) -> xr.Dataset | None:
+        """Read what the file holds.
+
+        Returns
+        -------
+        xr.Dataset or None
+            None where there is no file.
+
+        Raises
+        ------
+        SchemaError
+            If it is damaged or no result.
+        """
+        return open_result(self.path) if self.path.exists() else None
+
+    def write(self, dataset: xr.Dataset) -> None:
+        """Replace the file by `dataset`, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it can't be written; the older file is kept.
+        """
+        try:
+            save_result(dataset, self.path)
+        except OSError as error:
+            raise type(error)(
+                error.errno or errno.EIO,
+                f"{self.path} can't be written ({error.strerror or error}). What was written before is kept; mend the "
+                "cause and call again: it goes on from there",
+            ) from error
+
+
+def _hold(lock: FileLock, path: Path) -> None:
+    """Take the lock of a result, and clear away what a killed writer of it left: nobody else's while it is held."""
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(f"{path} is being written by another process. Wait for it, or use another path.") from error
+    for left in leftovers(path):
+        left.unlink()

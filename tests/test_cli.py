@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import lltoolkit as ll
 from lltoolkit.cli import app
 
-COMMANDS = ["demo", "train", "surface", "plot", "info"]
+COMMANDS = ["demo", "train", "surface", "curvature", "sharpness", "plot", "info"]
 
 
 def run(*args, code=0):

@@ -24,8 +24,8 @@ from lltoolkit import (
     Subspace,
     compute,
     compute_surface,
-    execute,
     interpolate,
+    keeping,
     open_result,
     random_subspace,
     save_result,
@@ -69,7 +69,7 @@ def measured(monkeypatch):
 
 @pytest.fixture
 def every_cell_a_tile(monkeypatch):
-    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "TILE_SECONDS", -1.0)
 
 
 class StopHereError(Exception):
@@ -308,11 +308,11 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from lltoolkit import execute
+from lltoolkit import keeping
 from lltoolkit.tensors.evaluate import Evaluator
 from tests.test_compute import problem, surface_of
 
-execute.TILE_SECONDS = -1.0
+keeping.TILE_SECONDS = -1.0
 real, calls = Evaluator.__call__, []
 
 def measure(self, task):
@@ -348,7 +348,7 @@ def test_a_kill_in_the_middle_keeps_every_tile_and_a_resume_gives_the_same_bits(
 
 def leave_tiles(path, monkeypatch):
     """Compute every cell into a tile of its own, and stop before the last merge."""
-    real, calls = compute.SurfaceFile.merge, itertools.count()
+    real, calls = compute.GridFile.merge, itertools.count()
 
     def merge(self):
         if next(calls) > 0:
@@ -356,7 +356,7 @@ def leave_tiles(path, monkeypatch):
         real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compute.SurfaceFile, "merge", merge)
+        patch.setattr(compute.GridFile, "merge", merge)
         with pytest.raises(OSError, match="as if killed"):
             surface_of(*problem(), path=path)
     assert (open_result(path)["status"] == 0).all()
@@ -387,8 +387,8 @@ def test_a_damaged_tile_is_computed_again(tmp_path, monkeypatch, measured):
 
 
 def test_merges_during_the_run_let_readers_see_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
-    monkeypatch.setattr(execute, "MERGE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "MERGE_SECONDS", -1.0)
     path = tmp_path / "a.surface.nc"
     seen = []
     real = Evaluator.__call__
@@ -661,11 +661,11 @@ FULL = """
 import json, resource, sys
 import torch
 torch.set_num_threads(1)
-from lltoolkit import execute
+from lltoolkit import keeping
 from lltoolkit.tensors.evaluate import Evaluator
 from tests.test_compute import problem, surface_of
 
-execute.TILE_SECONDS = -1.0
+keeping.TILE_SECONDS = -1.0
 unlimited = resource.RLIM_INFINITY
 real, calls = Evaluator.__call__, []
 

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 
 import lltoolkit as ll
-from lltoolkit import Objective, ResumeMismatch, compute_surface, execute, interpolate, open_result, random_subspace
+from lltoolkit import Objective, ResumeMismatch, compute_surface, interpolate, keeping, open_result, random_subspace
 from lltoolkit.labelled.schema import validate
 from lltoolkit.tensors.evaluate import Evaluator
 from tests.models import BY_NAME, mlp, seeded
@@ -375,7 +375,7 @@ def test_a_resumed_surface_keeps_its_engine(tmp_path, monkeypatch):
 
 
 def test_progress_is_told_and_an_exception_in_the_callback_stops(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "TILE_SECONDS", -1.0)
     seen = []
 
     def look(progress):
@@ -491,7 +491,7 @@ def cluster():
 @pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # sockets of distributed's own, closed by the collector
 @pytest.mark.parametrize("options", [{}, FAST[1]], ids=["all", "two-level refined"])
 def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(digits, cluster, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "TILE_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "TILE_SECONDS", -1.0)
     pids = iter([cluster.run(os.getpid).popitem()[1]])
 
     def kill_one(progress):

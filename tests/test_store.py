@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from lltoolkit import SchemaError, open_result, save_result
 from lltoolkit.labelled.schema import OBJECTIVE_ATTRS, REQUIRED_ATTRS, SUBSPACE_ATTRS
 from lltoolkit.labelled.surface import cell_order, cells_with, empty_surface, fill_cells
-from lltoolkit.store import SurfaceFile, require_writable
+from lltoolkit.store import GridFile, require_writable
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,10 +107,10 @@ def test_files_are_deflated_netcdf4(tmp_path):
     assert encoding["complevel"] == 1
 
 
-def test_a_sharpness_of_scalars_and_strings_is_saved_too(tmp_path):
-    attrs = dict.fromkeys(REQUIRED_ATTRS, "x") | {"kind": "sharpness", "schema_version": 1}
+def test_a_result_of_scalars_and_strings_is_saved_too(tmp_path):
+    attrs = dict.fromkeys(REQUIRED_ATTRS, "x") | {"kind": "history", "schema_version": 1}
     dataset = xr.Dataset({"value": 3.0, "name": ("model", ["a", "b"])}, attrs=attrs)
-    opened = open_result(save_result(dataset, tmp_path / "a.sharpness.nc"))
+    opened = open_result(save_result(dataset, tmp_path / "a.history.nc"))
     assert float(opened["value"]) == 3
     assert list(opened["name"].values) == ["a", "b"]
 
@@ -239,12 +239,12 @@ def block(cells, value=1.0):
 def test_tiles_and_merge_give_the_same_surface(tmp_path):
     path = tmp_path / "a.surface.nc"
     order = cell_order({"alpha": np.linspace(-1, 1, 3), "beta": np.linspace(-1, 1, 4)})
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         assert file.load() is None
         file.begin(surface())
         file.add(order[:3], block(order[:3]))
         file.add(order[3:7], block(order[3:7], 5.0))
-        by_tiles = SurfaceFile(path).load()
+        by_tiles = GridFile(path).load()
         assert (open_result(path)["status"] == 0).all()  # the last merge
         file.merge()
         assert not list(file.folder.glob("*.npz"))
@@ -256,10 +256,10 @@ def test_tiles_and_merge_give_the_same_surface(tmp_path):
 
 def test_tiles_outlive_a_writer_that_ends_without_a_merge(tmp_path):
     path = tmp_path / "a.surface.nc"
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         file.begin(surface())
         file.add(np.array([2, 5]), block([2, 5]))
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         assert set(cells_with(file.load(), "missing")) == set(range(12)) - {2, 5}
 
 
@@ -268,12 +268,12 @@ def test_tiles_outlive_a_writer_that_ends_without_a_merge(tmp_path):
 )
 def test_a_damaged_tile_is_left_out_and_told(damage, tmp_path, caplog):
     path = tmp_path / "a.surface.nc"
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         file.begin(surface())
         file.add(np.array([2, 5]), block([2, 5]))
         file.add(np.array([7]), block([7]))
     damage(sorted(file.folder.glob("*.npz"))[0])
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         assert set(cells_with(file.load(), "missing")) == set(range(12)) - {7}
     assert "its cells are computed again" in caplog.text
 
@@ -285,31 +285,31 @@ def test_a_damaged_tile_is_left_out_and_told(damage, tmp_path, caplog):
 )
 def test_a_tile_of_another_surface_is_left_out(other, tmp_path):
     path = tmp_path / "a.surface.nc"
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         file.begin(other)
         file.add(np.array([2]), block([2]))
     save_result(surface(), path)  # as by a kill between the merge and the removal of old tiles
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         assert len(cells_with(file.load(), "missing")) == 12
 
 
 def test_a_second_writer_in_this_process_is_refused(tmp_path):
     path = tmp_path / "a.surface.nc"
-    with SurfaceFile(path) as file:
+    with GridFile(path) as file:
         file.begin(surface())
         file.add(np.array([2]), block([2]))
         with pytest.raises(RuntimeError, match=r"is being written by another process\. Wait for it"):
-            SurfaceFile(path).__enter__()
+            GridFile(path).__enter__()
         assert list(file.folder.glob("*.npz"))
-    with SurfaceFile(path) as file:  # and may follow it
+    with GridFile(path) as file:  # and may follow it
         assert len(cells_with(file.load(), "missing")) == 11
 
 
 def test_a_second_writer_in_another_process_is_refused(tmp_path):
     path = tmp_path / "a.surface.nc"
-    imports = "from pathlib import Path; from lltoolkit.store import SurfaceFile"
-    code = f"{imports}\nwith SurfaceFile(Path({str(path)!r})):\n    pass"
-    with SurfaceFile(path):
+    imports = "from pathlib import Path; from lltoolkit.store import GridFile"
+    code = f"{imports}\nwith GridFile(Path({str(path)!r})):\n    pass"
+    with GridFile(path):
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 1
         assert "is being written by another process" in result.stderr
@@ -318,17 +318,17 @@ def test_a_second_writer_in_another_process_is_refused(tmp_path):
 
 def test_a_child_process_does_not_inherit_the_lock(tmp_path):
     path = tmp_path / "a.surface.nc"
-    with SurfaceFile(path):
+    with GridFile(path):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
     try:
-        with SurfaceFile(path):
+        with GridFile(path):
             pass
     finally:
         child.communicate(b"\n")
 
 
 def test_nothing_is_added_before_it_began(tmp_path):
-    with SurfaceFile(tmp_path / "a.surface.nc") as file:
+    with GridFile(tmp_path / "a.surface.nc") as file:
         with pytest.raises(RuntimeError, match=r"begin\(surface\) first"):
             file.add(np.array([0]), block([0]))
         with pytest.raises(RuntimeError, match=r"begin\(surface\) first"):

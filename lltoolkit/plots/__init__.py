@@ -7,18 +7,33 @@ if TYPE_CHECKING:
     from lltoolkit.plots.contour import plot_contour
     from lltoolkit.plots.grid import plot_grid
     from lltoolkit.plots.lines import plot_slice
+    from lltoolkit.plots.sharpness import plot_sharpness
+    from lltoolkit.plots.spectrum import plot_spectrum
     from lltoolkit.plots.style import figure
     from lltoolkit.plots.surface3d import plot_surface
+    from lltoolkit.plots.weights import plot_weights
 
 _HOME = {
     "figure": "lltoolkit.plots.style",
     "plot_contour": "lltoolkit.plots.contour",
     "plot_grid": "lltoolkit.plots.grid",
+    "plot_sharpness": "lltoolkit.plots.sharpness",
     "plot_slice": "lltoolkit.plots.lines",
+    "plot_spectrum": "lltoolkit.plots.spectrum",
     "plot_surface": "lltoolkit.plots.surface3d",
+    "plot_weights": "lltoolkit.plots.weights",
 }
 
-__all__ = ["figure", "plot_contour", "plot_grid", "plot_slice", "plot_surface"]
+__all__ = [
+    "figure",
+    "plot_contour",
+    "plot_grid",
+    "plot_sharpness",
+    "plot_slice",
+    "plot_spectrum",
+    "plot_surface",
+    "plot_weights",
+]
 
 
 def __getattr__(name: str) -> object:
