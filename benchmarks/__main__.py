@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.cases import CASES, Sources, make_case
 from benchmarks.cells import bars, compare_cells
+from benchmarks.curvature import curvature_bars, curvature_report, measure_curvature
 from benchmarks.engines import compare_engines, engines_report
 from benchmarks.limit import sgemm_rate
 from benchmarks.memory import compute_one, measure_memory, memory_report
@@ -141,6 +142,46 @@ def surface(
     typer.echo(surfaces_report(content))
     if content["bars"]:
         typer.echo(bars_table(content["bars"]))
+
+
+@app.command()
+def curvature(
+    case: CaseName = "resnet20",
+    n_examples: Annotated[int, typer.Option(min=2, help="Training examples.")] = 500,
+    resolution: Annotated[int, typer.Option(min=2, help="Cells per side.")] = 15,
+    sampled: Annotated[int, typer.Option(min=1, help="Random cells that are computed by other roads, too.")] = 20,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes for the map; default one a core.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Where the map is kept: a second call goes on from it.")] = None,
+    out: Out = None,
+    cifar: Cifar = None,
+    resnet20: ResNet20 = None,
+    resnet56: ResNet56 = None,
+    normalize: Normalize = "imagenet",
+) -> None:
+    """Count the work of a curvature map beside scipy's eigsh, and measure its error; goes on from --out and --keep."""
+    torch.set_num_threads(1)
+    content: dict[str, Any] = {"machine": describe_machine(1)}
+    known = None
+    if out is not None and out.exists():
+        known = json.loads(out.read_text()).get("curvature")
+
+    def note(result: dict[str, Any]) -> None:
+        _keep(out, content | {"curvature": result})
+
+    content["curvature"] = measure_curvature(
+        make_case(case, _sources(cifar, resnet20, resnet56, normalize), n_examples=n_examples),
+        resolution=resolution,
+        n_sampled=sampled,
+        keep=keep,
+        n_workers=workers,
+        known=known,
+        tell=_tell,
+        note=note,
+    )
+    content["bars"] = curvature_bars(content["curvature"])
+    _keep(out, content)
+    typer.echo(curvature_report(content))
+    typer.echo(bars_table(content["bars"]))
 
 
 @app.command()
