@@ -6,7 +6,7 @@ BENCH  := .venv-bench
 OUT    ?= lltoolkit-demo
 READY  := $(VENV)/.ready
 
-.PHONY: venv demo demo-quick test lint format lab notebooks bench bench-quick clean
+.PHONY: venv demo demo-quick test lint format lab notebooks bench bench-quick bench-curvature clean
 
 demo: $(READY)  ## train with and without shortcuts, compute both surfaces, draw them
 	$(BIN)/lltoolkit demo --out $(OUT)
@@ -43,6 +43,10 @@ bench: $(BENCH)/.ready  ## time lltoolkit beside the other tools; see benchmarks
 
 bench-quick: $(BENCH)/.ready  ## the same in 2 minutes
 	$(BENCH)/bin/python -m benchmarks cells --quick
+
+N_EXAMPLES ?= 500
+bench-curvature: $(READY)  ## the work of a curvature map beside eigsh's: hours with 500 examples; goes on where it was stopped
+	$(BIN)/python -m benchmarks curvature --n-examples $(N_EXAMPLES) --keep benchmarks/.curvature-$(N_EXAMPLES).curvature.nc --out benchmarks/curvature-$(N_EXAMPLES).json
 
 # The other tools' pins must not touch ours, so they have an environment of their own. topopy, which landscaper imports,
 # asks for numpy < 2 and works with 2: without dependencies. Where landscaper can't be installed, it is left out.

@@ -72,11 +72,9 @@ def measure_curvature(
         "cells": list((known or {}).get("cells", [])),
     }
     tell(f"  in forward passes: {result['cost']}")
-    begun = time.perf_counter()
     curvature = lltoolkit.compute_curvature(
         objective, plane, resolution=resolution, parameters="weights", tol=TOL, path=keep, n_workers=n_workers
     )
-    result["seconds"] = time.perf_counter() - begun
     names = ("n_hvp_total", "n_hvp_audit", "n_hvp_median", "n_audit", "n_audit_missed", "audited_max", "n_unconverged")
     result["map"] = {name: float(curvature.attrs[name]) for name in names} | {"n_cells": curvature["status"].size}
     note(result)

@@ -297,7 +297,7 @@ def curvature(
 ) -> None:
     """Map the extreme Hessian eigenvalues and their ratio: is what looks convex convex? After Ctrl-C it goes on.
 
-    A cell costs some 10 Hessian-vector products, about six forward passes each: take a few hundred examples.
+    A cell costs about 10 Hessian-vector products, about six forward passes each: take a few hundred examples.
 
     Example: `lltoolkit curvature --run runs/r20 --examples 500 --parameters weights --out r20.curvature.nc`
     """
@@ -363,6 +363,7 @@ def sharpness(
     from lltoolkit.store import require_writable
 
     require_writable(out, 0, "sharpness")
+    require_choice("against", against, ("error_gap", "loss_gap", "test_loss", "test_error"))
     if training and len(runs) > 1:
         raise ValueError(f"--training follows the checkpoints of one run; {len(runs)} are given.")
     names = None if measures is None else [name.strip() for name in measures.split(",") if name.strip()]
@@ -439,7 +440,9 @@ def plot(
     require_choice("form", form, FORMS)
     if len(axes_of(dataset)) == 1 and form != "slice":
         raise ValueError(f"--form {form} takes a surface of two axes or more; a line is drawn by --form slice.")
-    out = out or result.with_name(f"{stem}.{form}.png")
+    # A map, or another variable, has a name of its own: no picture replaces another one.
+    which = "" if (kind, var) == ("surface", "loss") else f".{var}"
+    out = out or result.with_name(f"{stem}{which}.{form}.png")
     if form == "render":
         from lltoolkit.render import export_scene, render_surface
 
@@ -478,6 +481,8 @@ def describe_file(dataset: "xr.Dataset", path: Path) -> str:
             meanings = variable.attrs["flag_meanings"].split()
             counts = {word: int((variable.values == flag).sum()) for flag, word in enumerate(meanings)}
             text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        elif variable.dtype.kind in "UOT":
+            text = _summary(variable.values)
         else:
             units = variable.attrs.get("units", "1")
             text = f"{float(variable.min()):.6g} to {float(variable.max()):.6g}" + (f" {units}" if units != "1" else "")

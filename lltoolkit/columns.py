@@ -1,5 +1,6 @@
 """The columns of a table of sharpness: a choice of measures by name, with their options."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,8 @@ from typing import Any
 
 from lltoolkit.errors import did_you_mean, require_whole
 from lltoolkit.labelled.sharpness import Column
+from lltoolkit.tensors.hessian import choose_variables
+from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.sharpness.measure import Measure
 from lltoolkit.tensors.sharpness.registry import MEASURES
 
@@ -38,6 +41,27 @@ class Chosen:
     seed: int
     column: Column
     by_default: bool = False
+
+    def variables_of(self, objective: Objective) -> list[str]:
+        """Name the parameters that the measure is of, where a function chooses them.
+
+        Returns
+        -------
+        list of str
+            In the model's order; empty where no function chooses.
+
+        Raises
+        ------
+        ValueError
+            If it chooses none.
+        """
+        chooses = self.options.get("parameters")
+        return choose_variables(objective, chooses) if callable(chooses) else []
+
+
+def hash_variables(names: Sequence[str]) -> str:
+    """Hash names of parameters; an empty text where there are none."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
 
 
 def choose_columns(
@@ -153,7 +177,7 @@ def _choose(label: str | None, name: str, options: dict[str, Any], split: str, s
         "1" if units == "1" and "{loss}" in measure.units else measure.units.replace("{loss}", units),
         measure.kind,
         measure.formula,
-        json.dumps(everything, sort_keys=True, default=_short),
+        json.dumps(everything, sort_keys=True, default=_as_json),
         "lower" if measure.lower_is_sharper else "higher",
     )
     return Chosen(label, measure, options, split, seed, column)
@@ -162,4 +186,9 @@ def _choose(label: str | None, name: str, options: dict[str, Any], split: str, s
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return getattr(value, "__qualname__", None) or str(value)
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
+
+
+def _as_json(value: Any) -> str:
+    # Of two lambdas the name is the same: what they choose of a row is kept beside its value (`variables_of`).
+    return f"function {_short(value)}" if callable(value) else _short(value)

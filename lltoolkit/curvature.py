@@ -1,6 +1,5 @@
 """compute_curvature: extreme Hessian eigenvalues over a subspace, tile by tile."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,12 @@ from lltoolkit.labelled.surface import count_nonfinite, extent_of
 from lltoolkit.pools import InProcess, can_travel, choose_pool
 from lltoolkit.store import GridFile, require_writable
 from lltoolkit.tensors.curvature import CurvatureEvaluator, TileResult, TileTask
+from lltoolkit.tensors.derivative_check import check_derivatives
 from lltoolkit.tensors.engines import require_match
 from lltoolkit.tensors.hessian import Hessian
+from lltoolkit.tensors.lanczos import require_tolerance
 from lltoolkit.tensors.objective import Objective
-from lltoolkit.tensors.params import ParameterFilter
+from lltoolkit.tensors.params import ParameterFilter, name_of_filter
 from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.subspace import Subspace
 from lltoolkit.workers import Pool
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 RESOLUTION = 15
 RESOLUTIONS = {"interpolation": 17}  # of (-0.5, 1.5), so that the models are grid points
-PRODUCTS = 30  # of a cell, about: whether worker processes are worth starting depends on it, and nothing else
+PRODUCTS = 10  # of a cell, about: whether worker processes are worth starting depends on it, and nothing else
 
 
 def compute_curvature(
@@ -80,8 +81,8 @@ def compute_curvature(
     span, coords, around
         As in `compute_surface`.
     resolution : int or mapping, optional
-        Points per axis. Default 15 (17 through the models of an interpolation): a cell costs some tens of
-        Hessian-vector products, each about six forward passes.
+        Points per axis. Default 15 (17 through the models of an interpolation): a cell costs about 10 Hessian-vector
+        products, each about six forward passes.
     parameters : str, callable or None
         Which parameters are variables of the Hessian: None for all that the objective moves, ``"weights"`` for tensors
         with two or more axes, as in the code of Li et al. (2018), a regular expression, or ``f(name, parameter)``.
@@ -117,9 +118,9 @@ def compute_curvature(
             audit_eig_min, audit_eig_max, audit_n_hvp     of audited cells; else NaN and 0
 
         A cell whose loss is NaN or inf has NaN eigenvalues and status 1. Attributes say how it was made: ``split``,
-        ``parameters``, ``metric``, ``tol``, ``n_variables``; ``n_audit``, ``n_audit_missed``, ``audit_miss_rate`` and
-        ``audited_max`` (the largest difference over the largest eigenvalue); ``n_unconverged``, ``n_hvp_total``,
-        ``n_hvp_audit``, ``n_hvp_median``.
+        ``parameters``, ``metric``, ``tol``, ``n_variables``; ``n_audit``, ``n_audit_missed``, ``audit_miss_rate``,
+        ``audited_max`` (the largest difference over the largest eigenvalue), ``n_audit_unconverged``;
+        ``n_unconverged``, ``n_hvp_total``, ``n_hvp_audit``, ``n_hvp_median``.
 
     Raises
     ------
@@ -152,8 +153,9 @@ def compute_curvature(
     >>> dict(curvature.sizes), bool((curvature["converged"] == 1).all())
     ({'alpha': 3, 'beta': 3}, True)
     """
-    if isinstance(tol, bool | str) or not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r}: give a share of the largest eigenvalue in (0, 1), 0.01 for example.")
+    require_tolerance(tol)
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective is a {type(objective).__name__}; give Objective(model, data).")
     if not isinstance(subspace, Subspace):
         raise ValueError(
             f"subspace is a {type(subspace).__name__}; a curvature map is of one Subspace. Call once for each of "
@@ -170,8 +172,8 @@ def compute_curvature(
     hessian = Hessian(objective, split=split, parameters=parameters, metric=metric)
     more = {
         "split": hessian.split,
-        "hessian_parameters": _name_of(parameters),
-        "hessian_variables": hashlib.sha256("\n".join(hessian.names).encode()).hexdigest()[:16],
+        "hessian_parameters": name_of_filter(parameters),
+        "hessian_variables": hessian.variables_sha256,
         "metric": metric,
         "tol": float(tol),
     }
@@ -217,12 +219,6 @@ def compute_curvature(
         return curvature
 
 
-def _name_of(parameters: ParameterFilter) -> str:
-    if parameters is None or isinstance(parameters, str):
-        return parameters or "all"
-    return str(getattr(parameters, "__qualname__", type(parameters).__name__))
-
-
 def _require_same_grid(stored: xr.Dataset, grid: Mapping[str, np.ndarray], path: Path) -> None:
     if any(not np.array_equal(stored[axis].values, values) for axis, values in grid.items()):
         asked = extent_of(xr.Dataset(coords=grid))
@@ -254,7 +250,7 @@ def _begin(
         return stored
     attrs = describe_surface(objective, [subspace], how, kind="curvature", more=more)
     attrs |= {"split": more["split"], "parameters": more["hessian_parameters"], "n_variables": hessian.n}
-    attrs |= {"metric": more["metric"], "tol": more["tol"]}
+    attrs |= {"metric": more["metric"], "tol": more["tol"], "buffers_in_hessian": "constants"}
     return empty_curvature(grid, hessian.split, units=objective.units, attrs=attrs)
 
 
@@ -265,7 +261,8 @@ def _unfinished(curvature: xr.Dataset, all_tiles: Sequence[Tile]) -> list[Tile]:
 
 
 def _try(hessian: Hessian) -> float:
-    """Multiply once at the minimizer, so that faults show before a file is begun; give the seconds that it took."""
+    """Multiply at the minimizer, so that faults show before a file is begun; give the seconds that a product takes."""
+    check_derivatives(hessian)
     vector = torch.randn(hessian.n, generator=generator("curvature", "try"), dtype=hessian.dtype).to(hessian.device)
     with hessian.at() as point:
         begun = time.perf_counter()

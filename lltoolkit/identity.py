@@ -22,7 +22,7 @@ SAME = {
     "subspace_id": "the subspace",
     "config_sha256": "the configuration",
 }
-WORDS = {"curvature": "curvature map"}  # for kinds whose name alone says too little
+WORDS = {"curvature": "curvature map", "sharpness": "table of sharpness"}  # for kinds whose name alone says too little
 
 
 def identity(

@@ -47,6 +47,48 @@ class Minimizer:
     told: dict[str, float] = field(default_factory=dict)
 
 
+def read_minimizers(
+    models: Any, objective: Objective | None, initial: Any
+) -> tuple[str, list[Minimizer], dict[str, str]]:
+    """Read what is to be measured.
+
+    Parameters
+    ----------
+    models : mapping of str to Objective, Run, or sequence of Checkpoint
+        Models by name, or a training.
+    objective : Objective, optional
+        What is measured at the checkpoints of a training.
+    initial : None, Params, nn.Module, Objective, or mapping of name to these
+        The weights at initialization.
+
+    Returns
+    -------
+    (str, list of Minimizer, dict)
+        The dim, "model" or "step"; its rows; attributes of the table.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or `objective` is missing or too much.
+    """
+    if isinstance(models, Mapping):
+        if objective is not None:
+            raise ValueError("objective= is for a training; models by name have objectives of their own.")
+        return "model", minimizers_of_models(models, initial), {}
+    checkpoints = isinstance(models, Sequence) and all(isinstance(each, Checkpoint) for each in models)
+    if not (isinstance(models, Run) or checkpoints):
+        raise ValueError(
+            f"models is a {type(models).__name__}; give {{name: Objective}}, a Run (zoo.open_run) or its checkpoints."
+        )
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            "a training needs objective=, an Objective of the same architecture: it says which loss on which examples "
+            "is measured at the checkpoints. For example objective=Objective(run.model, data)."
+        )
+    rows = minimizers_of_run(models, objective, initial)
+    return "step", rows, stability_of(models, objective) if isinstance(models, Run) else {}
+
+
 def minimizers_of_models(models: Mapping[str, Objective], initial: Any) -> list[Minimizer]:
     """Read models by name.
 

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from lltoolkit.columns import Chosen, choose_columns
+from lltoolkit.columns import Chosen, choose_columns, hash_variables
 from lltoolkit.errors import NondeterministicObjective, require_choice, require_whole
 from lltoolkit.identity import device_name
 from lltoolkit.labelled.provenance import hash_config, provenance
@@ -28,22 +28,21 @@ from lltoolkit.labelled.sharpness import (
     gaps,
     is_begun,
     is_missing,
+    part_of,
     places_of,
     read_attributes,
     row_dim,
+    to_file,
 )
-from lltoolkit.minimizers import (
-    Initial,
-    Minimizer,
-    computing,
-    how_it_generalizes,
-    minimizers_of_models,
-    minimizers_of_run,
-    sha256_or_none,
-    stability_of,
-)
+from lltoolkit.minimizers import Initial, Minimizer, computing, how_it_generalizes, read_minimizers, sha256_or_none
 from lltoolkit.store import TableFile, require_writable
-from lltoolkit.table_identity import identity_of, require_same_columns, require_same_kind, require_same_rows
+from lltoolkit.table_identity import (
+    identity_of,
+    require_same_columns,
+    require_same_kind,
+    require_same_rows,
+    uses_initial,
+)
 from lltoolkit.tensors.checkpoints import Checkpoint
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.sharpness.measure import Estimate
@@ -107,27 +106,33 @@ def compute_sharpness(
             value      (model, measure)  float64  in the units of ``measure_units``
             value_se   (model, measure)  float64  its standard error; NaN where it is exact or none is known
             censored   (model, measure)  int8     1: a bound at the end of the search range
-            status     (model, measure)  int8     0 missing, 1 computed: a computed NaN is computed
+            status     (model, measure)  int8     1 computed, a NaN too; 0 missing: the model has no such measure
             test_example_loss, test_example_error
                        (model, example)  float32  where all models have the same test examples
+            measure_options
+                       (measure)         str      JSON
+
+        and, for the resume, whose numbers these are: ``theta_sha256``, ``data_sha256``, ``eval_batch_size``, ...
 
         Coords on ``model``: ``train_loss``, ``test_loss``, ``train_error``, ``test_error`` (1 - accuracy),
         ``loss_gap``, ``error_gap`` (test - train: positive is worse), each with ``<name>_se``; they need splits called
         "train" and "test", and are NaN where there is none. Standard errors are of a population without end that the
-        examples were drawn from, and hold nothing of how trainings differ. Then the attributes, and whose numbers
-        these are (``theta_sha256``, ``data_sha256``, ``n_params``, ...).
+        examples were drawn from, and hold nothing of how trainings differ. Then ``model_name``, ``n_params`` and
+        the attributes.
         Coords on ``step``: also ``epoch``, ``learning_rate``, and ``stability_threshold``, the sharpness that this
         very optimizer bears at that learning rate, as a statement on full batches alone; the attribute ``stability``
         says of which Hessian. For Adam that is the preconditioned one, not that of ``lambda_max``.
         Coords on ``measure``: ``measure_long_name``, ``measure_units``, ``measure_kind`` ("exact", "estimate", "lower
-        bound"), ``measure_formula``, ``measure_options``.
-        ``table.drop_dims("example", errors="ignore").to_dataframe()`` is a table of it.
+        bound"), ``measure_formula``, ``measure_sharper``.
+        ``table[["value", "value_se"]].to_dataframe()`` has a row for each model and measure, with all of these coords.
+        (Of the whole ``table`` it has one for each test example too.)
+        A model whose loss is not finite is measured as any other: what is not a number of it is NaN, and the log warns.
 
     Raises
     ------
     ValueError
-        For an unknown measure or option, a measure that needs `initial` where it is not known, a model whose loss is
-        NaN, or what is no objective.
+        For an unknown measure or option, a measure that needs `initial` where it is not known, one that was named and
+        that a model has not, or what is no objective.
     ResumeMismatch
         If `path` holds a model or a measure of the same name that is another: in weights, examples, configuration,
         options or seed.
@@ -156,11 +161,15 @@ def compute_sharpness(
     ['weight_norm']
     """
     seed = require_whole("seed", seed)
-    dim, rows, told = _rows(models, objective, initial)
+    dim, rows, told = read_minimizers(models, objective, initial)
     if objective is None:
         objective = rows[0].make()
     columns = choose_columns(
-        measures, split=split or objective.splits[0], seed=seed, units=objective.units, unknown=_without_initial(rows)
+        measures,
+        split=split or objective.splits[0],
+        seed=seed,
+        units=objective.units,
+        unknown=[row.name for row in rows if row.initial is None],
     )
     for row in rows if dim == "model" else rows[:1]:
         if (units := row.make().units) != objective.units:
@@ -183,36 +192,12 @@ def compute_sharpness(
         table = _lay_out(rows, [each.column for each in columns], dim, objective, stored)
         add_attributes(table, given, stored)
         table.attrs |= told
-        work = _Work(table, file, rows, columns, progress, is_new=stored is None or not table.equals(stored))
+        is_new = stored is None or table.attrs != stored.attrs or not to_file(table).equals(stored)
+        work = _Work(table, file, rows, columns, progress, is_new=is_new)
         stack.enter_context(work)
         work.begin_rows()
         work.measure()
-    names: dict[str, list[Any]] = {dim: [row.name for row in rows], "measure": [column.label for column in columns]}
-    return work.table.isel({axis: places_of(work.table, axis, asked) for axis, asked in names.items()})
-
-
-def _rows(models: Any, objective: Objective | None, initial: Any) -> tuple[str, list[Minimizer], dict[str, str]]:
-    """Read what is measured: the dim, its rows, and attributes of the table."""
-    if isinstance(models, Mapping):
-        if objective is not None:
-            raise ValueError("objective= is for a training; models by name have objectives of their own.")
-        return "model", minimizers_of_models(models, initial), {}
-    checkpoints = isinstance(models, Sequence) and all(isinstance(each, Checkpoint) for each in models)
-    if not (isinstance(models, Run) or checkpoints):
-        raise ValueError(
-            f"models is a {type(models).__name__}; give {{name: Objective}}, a Run (zoo.open_run) or its checkpoints."
-        )
-    if not isinstance(objective, Objective):
-        raise ValueError(
-            "a training needs objective=, an Objective of the same architecture: it says which loss on which examples "
-            "is measured at the checkpoints. For example objective=Objective(run.model, data)."
-        )
-    rows = minimizers_of_run(models, objective, initial)
-    return "step", rows, stability_of(models, objective) if isinstance(models, Run) else {}
-
-
-def _without_initial(rows: Sequence[Minimizer]) -> list[str | int]:
-    return [row.name for row in rows if row.initial is None]
+    return work.asked()
 
 
 def _lay_out(
@@ -227,6 +212,10 @@ def _lay_out(
         columns += [column for column in columns_of(stored) if column.label not in asked]
     if dim == "step":
         names.sort()
+    if stored is not None:
+        table = empty_table(names, columns, dim=dim, units=objective.units, attrs=stored.attrs)
+        adopt_table(table, stored)
+        return table
     made = provenance(
         "sharpness",
         config={},
@@ -235,10 +224,7 @@ def _lay_out(
         device=device_name(objective.device),
         torch_version=str(torch.__version__),
     )
-    table = empty_table(names, columns, dim=dim, units=objective.units, attrs=made if stored is None else stored.attrs)
-    if stored is not None:
-        adopt_table(table, stored)
-    return table
+    return empty_table(names, columns, dim=dim, units=objective.units, attrs=made)
 
 
 class _Work:
@@ -273,17 +259,26 @@ class _Work:
         self._bar.close()
         self._describe()
         if self._file is not None and self._is_new:
-            self._file.write(self.table)
+            self._file.write(to_file(self.table))
+
+    def asked(self) -> xr.Dataset:
+        """Give what was asked for, in its order."""
+        return part_of(self.table, self._places, self._across)
 
     def begin_rows(self) -> None:
         """Measure how each row generalizes, where that is not known, and note whose numbers they are."""
         verified = False
+        begun, of_initial = is_begun(self.table), uses_initial(self.table)
         for row, place in zip(self._rows, self._places, strict=True):
-            initial = sha256_or_none(row.initial)
-            if initial and str(self.table["initial_sha256"].values[place]) != initial:
-                self.table["initial_sha256"].values[place] = initial
-                self._is_new = True
-            if is_begun(self.table)[place]:
+            # What is known by now: the checkpoints may have been measured before without their training.
+            known: dict[str, Any] = {name: value for name, value in row.told.items() if not math.isnan(value)}
+            if row.initial is not None and not of_initial[place]:
+                known["initial_sha256"] = sha256_or_none(row.initial)
+            for name, value in known.items():
+                if self.table[name].values[place] != value:
+                    self.table[name].values[place] = value
+                    self._is_new = True
+            if begun[place]:
                 continue
             self._bar.set_description(f"{row.name}: loss")
             objective = row.make()
@@ -300,11 +295,12 @@ class _Work:
                 "model_name": objective.model_name,
                 "test_sha256": objective.examples["test"].sha256() if examples else "",
                 "n_params": objective.n_params,
+                "n_test_examples": objective.n_examples.get("test", 0),
                 "eval_batch_size": objective.batch_size,
                 "eval_threads": objective.n_threads,
-                **row.told,
             }
-            fill_row(self.table, place, record, {name: values.numpy() for name, values in examples.items()})
+            kept = examples if self._dim == "model" else {}
+            fill_row(self.table, place, record, {name: values.numpy() for name, values in kept.items()})
             self._keep()
 
     def measure(self) -> None:
@@ -322,17 +318,22 @@ class _Work:
                 for column, across in todo:
                     self._bar.set_description(f"{row.name}: {column.label}")
                     found = self._value(column, objective, row)
-                    fill_value(self.table, (place, across), found.value, found.se, found.censored)
+                    if found is None:
+                        self._bar.update()
+                        continue
+                    chosen = hash_variables(column.variables_of(objective))
+                    fill_value(self.table, (place, across), found.value, found.se, found.censored, chosen)
                     self._keep()
 
-    def _value(self, column: Chosen, objective: Objective, row: Minimizer) -> Estimate:
+    def _value(self, column: Chosen, objective: Objective, row: Minimizer) -> Estimate | None:
+        """Compute a value; None for a default measure that the model has not, which stays missing: it may be named."""
         initial = row.initial if column.measure.needs_initial else None
         try:
             return column.measure(objective, split=column.split, initial=initial, seed=column.seed, **column.options)
         except Exception as error:
             if column.by_default and isinstance(error, ValueError):
                 log.warning("%s has no %s, so it is NaN there: %s", row.name, column.label, error)
-                return Estimate(math.nan)
+                return None
             kept = "" if self._file is None else f"; what was computed before is kept in {self._file.path}"
             error.add_note(f"This was measure {column.label!r} of {self._dim} {row.name!r}{kept}.")
             raise
@@ -342,7 +343,7 @@ class _Work:
         self._bar.update()
         if self._file is not None and time.monotonic() - self._written > WRITE_SECONDS:
             self._describe()
-            self._file.write(self.table)
+            self._file.write(to_file(self.table))
             self._written = time.monotonic()
 
     def _describe(self) -> None:
@@ -365,5 +366,7 @@ class _Work:
 def _verify(objective: Objective, name: str | int) -> None:
     try:
         objective.verify()
-    except (ValueError, NondeterministicObjective) as error:
-        raise type(error)(f"{name!r}: {error}") from error
+    except NondeterministicObjective as error:
+        raise NondeterministicObjective(f"{name!r}: {error}") from error
+    except ValueError as error:  # not finite there: one such model is no reason to lose the others
+        log.warning("what is not a number of %r will be NaN: %s", name, error)

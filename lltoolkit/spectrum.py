@@ -1,24 +1,29 @@
 """``hessian_spectrum``: the density of all eigenvalues, by stochastic Lanczos quadrature."""
 
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy import linalg
 from tqdm.auto import tqdm
 
-from lltoolkit.errors import ResumeMismatch, SchemaError, require_whole
-from lltoolkit.identity import describe_objective
-from lltoolkit.labelled.spectrum import add_density, empty_spectrum
-from lltoolkit.store import open_result, require_writable, save_result
+from lltoolkit.compute import computing
+from lltoolkit.errors import ResumeMismatch, require_whole
+from lltoolkit.identity import WORDS, describe_objective, require_same_minimum
+from lltoolkit.labelled.spectrum import add_density, empty_spectrum, require_bandwidth
+from lltoolkit.store import TableFile, require_writable
+from lltoolkit.tensors.derivative_check import check_derivatives
 from lltoolkit.tensors.hessian import Hessian
 from lltoolkit.tensors.lanczos import tridiagonalize
 from lltoolkit.tensors.objective import Objective
-from lltoolkit.tensors.params import ParameterFilter
+from lltoolkit.tensors.params import ParameterFilter, name_of_filter
 from lltoolkit.tensors.seeds import generator
 
-SAME = ("theta_sha256", "data_sha256", "config_sha256")
+IDENTITY = ("theta_sha256", "data_sha256", "config_sha256")
 
 
 def hessian_spectrum(
@@ -61,7 +66,7 @@ def hessian_spectrum(
     path : str or Path, optional
         Keep the result there, as a rule ``<name>.spectrum.nc``; written after every probe.
     resume : bool
-        Go on from what is in `path`, with more probes too.
+        Go on from what is in `path`, with more probes too; the file keeps all that were ever run.
     progress : bool
         Show a progress bar.
 
@@ -81,6 +86,10 @@ def hessian_spectrum(
         For unknown options, if the loss is not finite or can't be differentiated twice.
     ResumeMismatch
         If `path` holds another spectrum.
+    NondeterministicObjective
+        If two measurements of the minimizer differ.
+    RuntimeError
+        If another process is writing `path`.
 
     References
     ----------
@@ -97,68 +106,92 @@ def hessian_spectrum(
     """
     n_probes = require_whole("n_probes", n_probes, least=1)
     seed = require_whole("seed", seed)
+    require_bandwidth(bandwidth)
     hessian = Hessian(objective, split=split, parameters=parameters, metric=metric)
     n_steps = min(require_whole("n_steps", n_steps, least=2), hessian.n)
     config = {
         **objective.config,
         "split": hessian.split,
-        "hessian_parameters": "all" if parameters is None else str(getattr(parameters, "__qualname__", parameters)),
+        "hessian_parameters": name_of_filter(parameters),
+        "hessian_variables": hessian.variables_sha256,
         "metric": metric,
         "n_steps": n_steps,
         "seed": seed,
     }
-    attrs = describe_objective("spectrum", objective, config) | {
-        "split": hessian.split,
-        "parameters": str(config["hessian_parameters"]),
-        "metric": metric,
-        "n_weights": hessian.n,
-        "seed": seed,
-    }
-    spectrum = empty_spectrum(n_probes, n_steps, units=objective.units, attrs=attrs)
-    if path is not None:
-        path = require_writable(path, 10**6)
-        if resume and path.exists():
-            _adopt(spectrum, open_result(path), path)
+    with ExitStack() as stack:
+        file, stored = None, None
+        if path is not None:
+            file = stack.enter_context(TableFile(require_writable(path, 10**6, "spectrum")))
+            stored = file.load() if resume else None
+        before: Mapping[str, Any] = {} if stored is None else stored.attrs
+        how = {
+            "engine": "hessian",
+            "batch_size": before.get("batch_size", objective.batch_size),
+            "n_threads": before.get("n_threads", objective.n_threads),
+            "precision": "exact",
+        }
+        stack.enter_context(computing(objective, how))
+        hessian.batch_size = objective.batch_size
+        objective.verify()
+        attrs = describe_objective("spectrum", objective, config) | how
+        attrs |= {"split": hessian.split, "parameters": name_of_filter(parameters), "metric": metric, "seed": seed}
+        attrs |= {"buffers_in_hessian": "constants", "n_weights": hessian.n}
+        n_stored = 0 if stored is None else stored.sizes.get("probe", 0)
+        spectrum = empty_spectrum(max(n_probes, n_stored), n_steps, units=objective.units, attrs=attrs)
+        if stored is not None:
+            _adopt(spectrum, stored, objective, file.path)
+        _run(hessian, spectrum, range(n_probes), bandwidth, file, progress)
+        known = np.isfinite(spectrum["ritz_value"].values).any(axis=1)
+        if file is not None:
+            file.write(add_density(spectrum.isel(probe=np.flatnonzero(known)), bandwidth))
+        return add_density(spectrum.isel(probe=slice(n_probes)), bandwidth)
+
+
+def _run(
+    hessian: Hessian,
+    spectrum: xr.Dataset,
+    probes: Iterable[int],
+    bandwidth: float | None,
+    file: TableFile | None,
+    progress: bool,
+) -> None:
+    """Run the probes that are not known yet, and keep each as it comes; in place."""
     nodes, weights = spectrum["ritz_value"].values, spectrum["ritz_weight"].values
-    todo = [probe for probe in range(n_probes) if np.isnan(nodes[probe]).all()]
-    if todo:
-        with (
-            tqdm(total=len(todo) * n_steps, unit="product", disable=not progress, desc="spectrum") as bar,
-            hessian.at() as point,
-        ):
+    seed, n_steps = int(spectrum.attrs["seed"]), spectrum.sizes["node"]
+    todo = [probe for probe in probes if np.isnan(nodes[probe]).all()]
+    if not todo:
+        return
+    check_derivatives(hessian)
+    with (
+        tqdm(total=len(todo) * n_steps, unit="product", disable=not progress, desc="spectrum") as bar,
+        hessian.at() as point,
+    ):
 
-            def product(vector: torch.Tensor) -> torch.Tensor:
-                bar.update()
-                return point(vector)
+        def product(vector: torch.Tensor) -> torch.Tensor:
+            bar.update()
+            return point(vector)
 
-            for probe in todo:
-                draw = torch.randn(hessian.n, generator=generator("spectrum", seed, probe), dtype=torch.float32)
-                diagonal, off_diagonal = tridiagonalize(product, draw.to(hessian.device, hessian.dtype), n_steps)
-                matrix = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
-                values, vectors = np.linalg.eigh(matrix)
-                nodes[probe, : len(values)] = values
-                weights[probe, : len(values)] = vectors[0] ** 2
-                if path is not None:
-                    known = spectrum.isel(probe=np.flatnonzero(np.isfinite(nodes).any(axis=1)))
-                    save_result(add_density(known, bandwidth), path)
-    spectrum = add_density(spectrum, bandwidth)
-    if path is not None:
-        save_result(spectrum, path)
-    return spectrum
+        for probe in todo:
+            draw = torch.randn(hessian.n, generator=generator("spectrum", seed, probe), dtype=torch.float32)
+            diagonal, off_diagonal = tridiagonalize(product, draw.to(hessian.device, hessian.dtype), n_steps)
+            values, vectors = linalg.eigh_tridiagonal(diagonal, off_diagonal)
+            nodes[probe, : len(values)] = values
+            weights[probe, : len(values)] = vectors[0] ** 2
+            if file is not None:
+                known = spectrum.isel(probe=np.flatnonzero(np.isfinite(nodes).any(axis=1)))
+                file.write(add_density(known, bandwidth))
 
 
-def _adopt(spectrum: xr.Dataset, stored: xr.Dataset, path: Path) -> None:
+def _adopt(spectrum: xr.Dataset, stored: xr.Dataset, objective: Objective, path: Path) -> None:
     """Take over the probes of an older file; in place."""
-    if stored.attrs["kind"] != "spectrum":
-        raise ResumeMismatch(f"{path} holds a {stored.attrs['kind']}, not a spectrum. Use another path.")
-    differing = [name for name in SAME if stored.attrs.get(name) != spectrum.attrs[name]]
+    if (kind := stored.attrs["kind"]) != "spectrum":
+        raise ResumeMismatch(f"{path} holds a {WORDS.get(kind, kind)}, not a spectrum. Use another path.")
+    differing = [name for name in IDENTITY if stored.attrs.get(name) != spectrum.attrs[name]]
     if differing:
         raise ResumeMismatch(
             f"{path} is the spectrum of something else: it differs in {', '.join(differing)}; it has the configuration "
             f"{stored.attrs['config']}. Use another path, or resume=False to replace it."
         )
-    if stored.sizes["node"] != spectrum.sizes["node"]:
-        raise SchemaError(f"{path} has {stored.sizes['node']} nodes for each probe, not {spectrum.sizes['node']}.")
-    there = [probe for probe in stored["probe"].values if probe < spectrum.sizes["probe"]]
+    require_same_minimum(stored, objective.at_minimizer(), path)
     for name in ("ritz_value", "ritz_weight"):
-        spectrum[name].values[there] = stored[name].sel(probe=there).values
+        spectrum[name].values[stored["probe"].values] = stored[name].values

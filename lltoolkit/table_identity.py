@@ -5,14 +5,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
-from lltoolkit.columns import Chosen
+from lltoolkit.columns import Chosen, hash_variables
 from lltoolkit.errors import ResumeMismatch
 from lltoolkit.labelled.provenance import hash_config
-from lltoolkit.labelled.sharpness import IDENTITY, columns_of, is_begun, row_dim
+from lltoolkit.labelled.sharpness import COUNTS, IDENTITY, TEXTS, columns_of, is_begun, is_missing, row_dim
 from lltoolkit.minimizers import Minimizer, sha256_or_none
 from lltoolkit.tensors.objective import Objective
+from lltoolkit.tensors.sharpness.registry import MEASURES
 
 
 def identity_of(objective: Objective) -> dict[str, str]:
@@ -39,7 +41,7 @@ def require_same_kind(stored: xr.Dataset, dim: str, path: Path) -> None:
         raise ResumeMismatch(
             f"{path} is the table of {there}, and {here} is asked for. Use another path, or resume=False to replace it."
         )
-    if lacking := [name for name in (*IDENTITY, "initial_sha256", "measure_options") if name not in stored.coords]:
+    if lacking := [name for name in (*TEXTS, *COUNTS, "measure_options") if name not in stored.variables]:
         raise ResumeMismatch(
             f"{path} does not say whose its values are (it lacks {', '.join(lacking)}): compute_sharpness can't go on "
             "from it. Use another path, or resume=False to replace it."
@@ -73,6 +75,13 @@ def require_same_columns(stored: xr.Dataset, columns: Sequence[Chosen], path: Pa
         )
 
 
+def uses_initial(table: xr.Dataset) -> np.ndarray:
+    """Tell, for each row, whether it has a value that is of the weights at initialization."""
+    names = [json.loads(column.options).get("measure") for column in columns_of(table)]
+    needing = np.array([name in MEASURES and MEASURES[name].needs_initial for name in names], dtype=bool)
+    return (~is_missing(table) & needing).any(axis=1)
+
+
 def require_same_rows(stored: xr.Dataset, rows: Sequence[Minimizer], columns: Sequence[Chosen], path: Path) -> None:
     """Check that rows of one name are of one minimizer, on the same examples, measured in the same way.
 
@@ -82,38 +91,66 @@ def require_same_rows(stored: xr.Dataset, rows: Sequence[Minimizer], columns: Se
         Naming all that differs in the first row that does.
     """
     dim = row_dim(stored)
+    stored = stored.transpose(dim, "measure", ...)
     places = {name: place for place, name in enumerate(stored[dim].values.tolist())}
-    begun = is_begun(stored)
-    configs = json.loads(stored.attrs["config"]).get("objectives", {})
+    begun, of_initial = is_begun(stored), uses_initial(stored)
     from_initial = any(column.measure.needs_initial for column in columns)
     for row in rows:
         place = places.get(row.name)
         if place is None or not begun[place]:
             continue
-        objective = row.make()
-        differing = []
-        for name, value in identity_of(objective).items():
-            old = str(stored[name].values[place])
-            if old != value:
-                there, here = configs.get(old, {}), json.loads(json.dumps(objective.config))
-                changes = "".join(
-                    f"; {key} {there.get(key, 'none')!r} there, {here.get(key, 'none')!r} here"
-                    for key in sorted(there.keys() | here.keys())
-                    if name == "objective_sha256" and there.get(key) != here.get(key)
-                )
-                differing.append(f"{IDENTITY[name]} ({name} {old:.12} there, {value:.12} here{changes})")
-        old, value = str(stored["initial_sha256"].values[place]), sha256_or_none(row.initial)
-        if from_initial and old not in ("", value):
+        objective, there = row.make(), stored.isel({dim: place})
+        differing = _other_identity(there, objective)
+        old, value = str(there["initial_sha256"].values), sha256_or_none(row.initial)
+        if from_initial and of_initial[place] and old != value:
             differing.append(f"the weights at initialization (initial_sha256 {old:.12} there, {value:.12} here)")
+        differing += _other_variables(there, objective, columns)
         if not differing and objective.has_own_functions:  # two lambdas may bear one name
-            for (split, name), loss in objective.at_minimizer().items():
-                old_loss = float(stored[f"{split}_loss"].values[place]) if split in ("train", "test") else loss
-                if name == "loss" and not (
-                    math.isnan(loss) or math.isclose(old_loss, loss, rel_tol=1e-5, abs_tol=1e-7)
-                ):
-                    differing.append(f"the {split} loss ({old_loss!r} there, {loss!r} here)")
+            differing = _other_losses(there, objective)
         if differing:
             raise ResumeMismatch(
                 f"{path} belongs to something else: {dim} {row.name!r} differs in {'; '.join(differing)}. Give it "
                 "another name, use another path, or resume=False to replace it."
             )
+
+
+def _other_identity(there: xr.Dataset, objective: Objective) -> list[str]:
+    """Say which hashes of a stored row are not an objective's."""
+    configs = json.loads(there.attrs["config"]).get("objectives", {})
+    differing = []
+    for name, value in identity_of(objective).items():
+        old = str(there[name].values)
+        if old != value:
+            then, now = configs.get(old, {}), json.loads(json.dumps(objective.config))
+            changes = "".join(
+                f"; {key} {then.get(key, 'none')!r} there, {now.get(key, 'none')!r} here"
+                for key in sorted(then.keys() | now.keys())
+                if name == "objective_sha256" and then.get(key) != now.get(key)
+            )
+            differing.append(f"{IDENTITY[name]} ({name} {old:.12} there, {value:.12} here{changes})")
+    return differing
+
+
+def _other_variables(there: xr.Dataset, objective: Objective, columns: Sequence[Chosen]) -> list[str]:
+    """Say of which measures of a stored row a function chose other parameters than the one given chooses."""
+    across = {column.label: place for place, column in enumerate(columns_of(there))}
+    missing = is_missing(there)
+    differing = []
+    for column in columns:
+        place = across.get(column.label)
+        if place is None or missing[place] or not (names := column.variables_of(objective)):
+            continue
+        old = str(there["variables_sha256"].values[place]) if "variables_sha256" in there else ""
+        if old != hash_variables(names):
+            differing.append(f"the parameters of {column.label} ({', '.join(names[:5])} here, others there)")
+    return differing
+
+
+def _other_losses(there: xr.Dataset, objective: Objective) -> list[str]:
+    """Say which losses of a stored row are not an objective's."""
+    differing = []
+    for (split, name), loss in objective.at_minimizer().items():
+        old = float(there[f"{split}_loss"].values) if split in ("train", "test") else loss
+        if name == "loss" and not (math.isnan(loss) or math.isclose(old, loss, rel_tol=1e-5, abs_tol=1e-7)):
+            differing.append(f"the {split} loss ({old!r} there, {loss!r} here)")
+    return differing

@@ -35,8 +35,8 @@ def test_curvature_equals_the_library_and_is_drawn(runs, tmp_path):
     xr.testing.assert_equal(
         ll.open_result(out), ll.compute_curvature(objective, plane, resolution=2, span=0.5, progress=False)
     )
-    assert run("plot", out).strip().endswith("a.filled.png")
-    assert (tmp_path / "a.filled.png").stat().st_size > 10_000
+    assert run("plot", out).strip().endswith("a.eig_ratio.filled.png")
+    assert (tmp_path / "a.eig_ratio.filled.png").stat().st_size > 10_000
     assert "eig_ratio" in run("info", out)
 
 
@@ -54,6 +54,7 @@ def test_sharpness_of_runs_equals_the_library_and_is_drawn(runs, tmp_path):
     xr.testing.assert_equal(
         table["value"].drop_vars(list(table["value"].coords)), found["value"].drop_vars(list(found["value"].coords))
     )
+    assert "weight_norm" in run("info", out)
     assert run("plot", out, "--against", "test_error").strip().endswith("t.sharpness.png")
 
 
@@ -66,6 +67,7 @@ def test_sharpness_while_training(runs, tmp_path):
 def test_bad_input_is_told(runs, tmp_path):
     out = tmp_path / "t.sharpness.nc"
     assert "Did you mean 'trace'" in run("sharpness", runs / "s0", "--measures", "trac", "--out", out, code=1)
+    assert "against" in run("sharpness", runs / "s0", "--against", "foo", "--out", out, code=1)
     assert "one run" in run("sharpness", runs / "s0", runs / "s1", "--training", "--out", out, code=1)
     assert "no run" in run("sharpness", runs / "nothing", "--out", out, code=1)
     map_args = ["curvature", "--run", runs / "s0", "--out", tmp_path / "a.curvature.nc", "--examples", 10]

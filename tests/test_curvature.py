@@ -567,3 +567,28 @@ def test_nan_at_the_minimizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="loss on train is nan at the minimizer"):
         curvature_of(Objective(model, (x, y)), plane, path=tmp_path / "a.curvature.nc")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_is_cold_whatever_the_cell_started_from():
+    objective, plane = problem()
+    how = {"split": "train", "parameters": None, "metric": "euclidean", "tol": TOL}
+    how |= {"batch_size": objective.batch_size, "n_threads": 1, "precision": "exact"}
+    evaluate = CurvatureEvaluator(objective, [plane], how)
+    points = [(0.0, 0.0), (0.25, 0.0)]
+    after_a_neighbour = evaluate(TileTask(np.arange(2), points, np.array([False, True])))
+    alone = evaluate(TileTask(np.arange(1), points[1:], np.array([True])))
+    for name in ("audit_eig_min", "audit_eig_max", "audit_n_hvp"):
+        assert after_a_neighbour.values[name][1] == alone.values[name][0]
+    assert after_a_neighbour.values["n_hvp"][1] != alone.values["n_hvp"][0]
+
+
+def test_two_losses_of_one_name_are_two_maps(tmp_path):
+    def squared(factor):
+        return lambda output, _: factor * output.square().mean(1)
+
+    path = tmp_path / "a.curvature.nc"
+    objective, plane = problem(loss=squared(1.0), metrics=[])
+    curvature_of(objective, plane, path=path)
+    other, _ = problem(loss=squared(9.0), metrics=[])
+    with pytest.raises(ResumeMismatch, match="at the minimizer"):
+        curvature_of(other, plane, path=path)

@@ -27,6 +27,7 @@ FLOORS = [
         "lltoolkit.tensors.differentiable",
         "lltoolkit.tensors.hessian",
         "lltoolkit.tensors.lanczos",
+        "lltoolkit.tensors.derivative_check",
         "lltoolkit.tensors.directions",
         "lltoolkit.tensors.stability",
         "lltoolkit.tensors.sharpness",

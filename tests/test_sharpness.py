@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import lltoolkit as ll
+from lltoolkit.columns import choose_columns
 from lltoolkit.sharpness import compute_sharpness
 from lltoolkit.tensors.checkpoints import save_checkpoint
 from lltoolkit.tensors.params import buffers_of, parameters_of
@@ -35,21 +36,31 @@ def options():
     return ["weight_norm", "lambda_max", ("trace", {probes: 4})]
 
 
-@pytest.fixture
-def models():
+@pytest.fixture(scope="module")
+def objectives():
     return {"small": objective_of(0), "wide": objective_of(1, width=9), "other": objective_of(2)}
+
+
+@pytest.fixture
+def models(objectives):
+    return dict(objectives)
 
 
 def table_of(*arguments, **options):
     return compute_sharpness(*arguments, **{"progress": False} | options)
 
 
-def assert_same(one, other):
-    """Bit for bit, and all that is said of it; of the attributes only the times differ."""
+def assert_equal(one, other):
+    """Bit for bit, and all that is said of the variables."""
     xr.testing.assert_identical(one.drop_attrs(deep=False), other.drop_attrs(deep=False))
     for name in one.variables:
         if one[name].dtype.kind == "f":
             assert one[name].values.tobytes() == other[name].values.tobytes()
+
+
+def assert_same(one, other):
+    """Equal, and all that is said of the whole file; of the attributes only the times differ."""
+    assert_equal(one, other)
     for name in ("config", "config_sha256", "model", "n_params", "kind"):
         assert one.attrs[name] == other.attrs[name]
 
@@ -155,6 +166,22 @@ def test_models_of_other_test_examples_have_no_values_by_example(models):
     assert "example" not in table.dims
 
 
+def test_values_by_example_outlast_models_of_other_test_examples(models, tmp_path):
+    path, options = tmp_path / "a.sharpness.nc", {"measures": ["weight_norm"]}
+    others = BY_NAME["mlp"].data()
+    others["test"] = tuple(torch.cat([part, part]) for part in others["test"])
+    elsewhere = {"elsewhere": objective_of(0, data=others)}
+    first = table_of(models, **options, path=path)
+    alone = table_of(elsewhere, **options, path=path)
+    assert alone.sizes["example"] == 12
+    assert alone["test_example_loss"].notnull().all()
+    assert "example" not in table_of(models | elsewhere, **options, path=path).dims
+    assert "test_example_loss" not in ll.open_result(path)
+    written = path.stat().st_mtime_ns
+    assert_equal(table_of(models, **options, path=path), first)
+    assert path.stat().st_mtime_ns == written
+
+
 def test_every_default_measure_gives_a_value():
     table = table_of({"one": objective_of(0)}, initial=objective_of(5))
     assert "distance_from_init" in table["measure"].values
@@ -162,8 +189,8 @@ def test_every_default_measure_gives_a_value():
     assert np.isfinite(table["value"]).all()
     assert "{" not in "".join(table["measure_units"].values)
     assert table["measure_sharper"].sel(measure="volume_epsilon").item() == "lower"
-    without = table_of({"one": objective_of(0)}, measures=None)
-    assert without["measure"].values.tolist() == [m for m in table["measure"].values if m != "distance_from_init"]
+    without = choose_columns(None, split="train", seed=0, units="nat", unknown=["one"])
+    assert [column.label for column in without] == [m for m in table["measure"].values if m != "distance_from_init"]
 
 
 def test_the_users_models_and_random_numbers_stay(models, options):
@@ -262,12 +289,33 @@ def test_what_is_no_model_is_refused(arguments, options, message):
         table_of(*arguments, **options)
 
 
-def test_a_model_whose_loss_is_nan_is_named(models):
+def test_a_model_whose_loss_is_nan_is_named_and_costs_the_others_nothing(models, caplog, tmp_path):
     broken = seeded(lambda: nn.Sequential(nn.Linear(5, 3)), 0)
     broken[0].weight.data[0] = math.nan
-    models["broken"] = ll.Objective(broken, BY_NAME["mlp"].data())
-    with pytest.raises(ValueError, match=r"'broken': loss on train is nan at the minimizer"):
-        table_of(models, measures=["weight_norm"])
+    both = {"broken": ll.Objective(broken, BY_NAME["mlp"].data(), dtype="float64"), "small": models["small"]}
+    options = {"measures": ["weight_norm", "lambda_max"]}
+    table = table_of(both, **options, path=tmp_path / "a.sharpness.nc")
+    assert "'broken' will be NaN: loss on train is nan at the minimizer" in caplog.text
+    assert "NaN or inf in 0.weight" in caplog.text
+    assert "'small'" not in caplog.text
+    assert (table["status"] == 1).all()
+    found = table.sel(model="broken")
+    for name in ("value", "value_se", "train_loss", "test_error", "loss_gap", "test_example_loss"):
+        assert found[name].isnull().all()
+    alone = table_of({"small": models["small"]}, **options)
+    for name in ("value", "train_loss", "test_error", "test_example_loss"):
+        np.testing.assert_array_equal(table[name].sel(model="small"), alone[name][0])
+    assert_same(table_of(both, **options, path=tmp_path / "a.sharpness.nc"), table)
+
+
+def test_a_model_that_samples_is_refused():
+    class Noisy(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs) + torch.rand(3)
+
+    noisy = ll.Objective(Noisy(5, 3), BY_NAME["mlp"].data())
+    with pytest.raises(ll.NondeterministicObjective, match="'noisy': two measurements"):
+        table_of({"noisy": noisy}, measures=["weight_norm"])
 
 
 # --- resume
@@ -355,17 +403,29 @@ def test_a_file_tells_its_batches_and_other_ones_do_not_show(models, options, tm
         (lambda: ({"a": objective_of(0)}, {"initial": objective_of(8)}), r"the weights at initialization"),
     ],
 )
-def test_what_belongs_to_something_else_is_told(change, message, tmp_path):
-    path = tmp_path / "a.sharpness.nc"
-    common = {"measures": ["lambda_max", "distance_from_init"], "initial": objective_of(5), "path": path}
-    table_of({"a": objective_of(0)}, **common)
+def test_what_belongs_to_something_else_is_told(change, message, of_one):
+    path, common = of_one
     before = path.read_bytes()
     models, options = change()
     with pytest.raises(ll.ResumeMismatch, match=message):
         table_of(models, **common | options)
     assert path.read_bytes() == before
-    replaced = table_of(models, **common | options, resume=False)
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory):
+    path = tmp_path_factory.mktemp("of_one") / "a.sharpness.nc"
+    common = {"measures": ["lambda_max", "distance_from_init"], "initial": objective_of(5), "path": path}
+    table_of({"a": objective_of(0)}, **common)
+    return path, common
+
+
+def test_without_resume_a_file_is_replaced(of_one, tmp_path):
+    path = tmp_path / "a.sharpness.nc"
+    path.write_bytes(of_one[0].read_bytes())
+    replaced = table_of({"a": objective_of(1)}, **of_one[1] | {"path": path}, resume=False)
     assert_same(ll.open_result(path), replaced)
+    assert replaced["theta_sha256"].item() == objective_of(1).theta_sha256
 
 
 def test_two_lambdas_of_one_name_are_told_apart(tmp_path):
@@ -380,11 +440,54 @@ def test_two_lambdas_of_one_name_are_told_apart(tmp_path):
         table_of({"a": objective(2)}, measures=["weight_norm"], path=path)
 
 
+def test_initial_weights_are_those_of_the_stored_distances(tmp_path):
+    one, path = {"a": objective_of(0)}, tmp_path / "a.sharpness.nc"
+    first, second = objective_of(5), objective_of(6)
+    norm, distance = {"measures": ["weight_norm"]}, {"measures": ["distance_from_init"]}
+    table_of(one, **norm, initial=first, path=path)  # of no value yet: other ones may come
+    whole = table_of(one, **distance, initial=second, path=path)
+    assert_equal(whole, table_of(one, **distance, initial=second))
+    table_of(one, **norm, initial=first, path=path)
+    table_of(one, **norm, path=path)
+    with pytest.raises(ll.ResumeMismatch, match="the weights at initialization"):
+        table_of(one, **distance, initial=first, path=path)
+    assert_same(table_of(one, **distance, initial=second, path=path), whole)
+
+
+def test_a_function_that_chooses_other_parameters_is_another_option(models, tmp_path):
+    models, path = {"a": models["small"], "b": models["wide"]}, tmp_path / "a.sharpness.nc"
+
+    def chosen(parameters, **options):
+        return table_of(models, measures={"l": ("trace", {"n_probes": 4, "parameters": parameters})}, **options)
+
+    table_of(models, measures=["weight_norm"], path=path)
+    first = chosen(lambda name, _: name == "0.weight", path=path)
+    assert chosen("0.weight")["value"].values.tolist() == first["value"].values.tolist()
+    assert_same(chosen(lambda name, _: name.startswith("0.w"), path=path), first)
+    with pytest.raises(ll.ResumeMismatch, match=r"model 'a' differs in the parameters of l \(2\.weight here, others"):
+        chosen(lambda name, _: name == "2.weight", path=path)
+    # Of one row alone: the choice may hang on the tensor.
+    with pytest.raises(ll.ResumeMismatch, match=r"model 'b' differs in the parameters of l \(0\.bias here, others"):
+        chosen(lambda name, weight: name == ("0.bias" if len(weight) == 9 else "0.weight"), path=path)
+    with pytest.raises(ll.ResumeMismatch, match=r"parameters 'function .*lambda>' there, '0\.weight' here"):
+        chosen("0.weight", path=path)
+    assert_equal(table_of(models, measures=["weight_norm"], path=path), table_of(models, measures=["weight_norm"]))
+    del models["b"]
+    path = tmp_path / "b.sharpness.nc"
+    assert_same(chosen(_Choice(), path=path), chosen(_Choice(), path=path))
+
+
+class _Choice:
+    """A choice without a name of its own, whose text is another one in every process."""
+
+    def __call__(self, name, _):
+        return "weight" in name
+
+
 def test_a_file_of_another_kind_or_being_written_is_left_alone(models, tmp_path):
-    objective = objective_of(0)
-    path = tmp_path / "a.surface.nc"
-    ll.compute_surface(objective, ll.random_subspace(objective, dims=1), resolution=3, path=path, progress=False)
-    with pytest.raises(ll.ResumeMismatch, match="holds a surface, no table of sharpness"):
+    path = tmp_path / "a.spectrum.nc"
+    ll.save_result(table_of(models, measures=["weight_norm"]).assign_attrs(kind="spectrum"), path)
+    with pytest.raises(ll.ResumeMismatch, match="holds a spectrum, no table of sharpness"):
         table_of(models, measures=["weight_norm"], path=path)
     path = tmp_path / "b.sharpness.nc"
 
@@ -408,8 +511,9 @@ def test_what_is_computed_is_on_disk_while_the_rest_is_computed(models, tmp_path
 
     monkeypatch.setattr("lltoolkit.sharpness.WRITE_SECONDS", 0.0)
     monkeypatch.setitem(MEASURES, "trace", dataclasses.replace(MEASURES["trace"], function=looking))
+    del models["other"]
     table_of(models, measures=["weight_norm", "trace"], path=path)
-    assert seen == [1, 3, 5]
+    assert seen == [1, 3]
 
 
 def test_attributes_alone_are_written_too(models, tmp_path):
@@ -508,6 +612,17 @@ def test_checkpoints_alone_have_no_threshold_and_no_start(run, digits, tmp_path)
         table_of({"a": objective}, measures=["weight_norm"], path=path)
 
 
+def test_a_training_tells_its_checkpoints_thresholds_later(run, digits, tmp_path):
+    options = {"objective": ll.Objective(run.model, digits), "measures": ["weight_norm"]}
+    whole = table_of(run, **options)
+    path = tmp_path / "a.sharpness.nc"
+    assert table_of(run.checkpoints, **options, path=path)["stability_threshold"].isnull().all()
+    assert_same(table_of(run, **options, path=path), whole)
+    # and to the file, where the checkpoints alone leave it
+    assert_same(table_of(run.checkpoints, **options, path=path), whole)
+    assert ll.open_result(path).attrs["stability"] == whole.attrs["stability"]
+
+
 def test_a_diverged_checkpoint_is_measured_as_nan(tmp_path, digits):
     model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0)
     first = save_checkpoint(tmp_path, model, step=0, epoch=0)
@@ -604,15 +719,24 @@ def test_recomputed_statistics_follow_the_moved_weights():
     assert objective.moved_to(parameters_of(other), buffers_of(other)).at_minimizer() == fresh.at_minimizer()
 
 
-def test_a_default_measure_that_a_model_has_not_is_nan_and_one_by_name_an_error(caplog):
+def test_a_default_measure_that_a_model_has_not_is_nan_and_one_by_name_an_error(caplog, tmp_path, monkeypatch):
     model = seeded(lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 3, 8), torch.nn.Flatten()), 0)
     data = seeded(lambda: {"train": (torch.randn(9, 1, 8, 8), torch.arange(9) % 3)}, 1)
-    objective = ll.Objective(model, data)
-    table = ll.compute_sharpness({"conv": objective}, progress=False)
-    found = table["value"].sel(model="conv")
-    assert found.isnull().sel(measure="relative_flatness")
-    assert not found.isnull().sel(measure="trace")
-    assert (table["status"] == 1).all()
-    assert "relative_flatness" in caplog.text
-    with pytest.raises(ValueError, match="Linear"):
-        ll.compute_sharpness({"conv": objective}, measures=["relative_flatness"], progress=False)
+    models, path = {"conv": ll.Objective(model, data)}, tmp_path / "a.sharpness.nc"
+    for name in set(MEASURES) - {"weight_norm", "relative_flatness", "trace"}:
+        monkeypatch.delitem(MEASURES, name)
+    table = table_of(models, path=path)
+    found = table.sel(model="conv")
+    assert found["value"].isnull().values.tolist() == (found["measure"] == "relative_flatness").values.tolist()
+    assert (found["status"] == 1).values.tolist() == (found["measure"] != "relative_flatness").values.tolist()
+    assert "conv has no relative_flatness" in caplog.text
+    assert_same(ll.open_result(path), table)
+    # Asked again, nothing is computed but what fails at once, and nothing written.
+    measured, written = [], path.stat().st_mtime_ns
+    for name in list(MEASURES):
+        monkeypatch.setitem(MEASURES, name, _noting(name, measured))
+    assert_same(table_of(models, path=path), table)
+    assert (measured, path.stat().st_mtime_ns) == (["relative_flatness"], written)
+    for where in (path, None):
+        with pytest.raises(ValueError, match="Linear"):
+            table_of(models, measures=["relative_flatness"], path=where)

@@ -63,3 +63,42 @@ def test_one_probe_has_no_interval_and_a_loss_that_is_nan_no_spectrum():
     torch.nn.init.constant_(model[0].weight, float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         hessian_spectrum(ll.Objective(model, case.data()), progress=False)
+
+
+def test_two_functions_of_one_name_are_two_spectra(tmp_path):
+    case, path = BY_NAME["mlp"], tmp_path / "a.spectrum.nc"
+    objective = ll.Objective(case.model(), case.data())
+    first = hessian_spectrum(objective, parameters=lambda n, _: n[0] == "0", n_steps=4, path=path, progress=False)
+    assert first.attrs["n_weights"] == 48
+    with pytest.raises(ResumeMismatch, match="config_sha256"):
+        hessian_spectrum(objective, parameters=lambda n, _: n[0] == "2", n_steps=4, path=path, progress=False)
+    other = ll.Objective(case.model(), case.data(), loss=lambda output, _: output.square().mean(1), metrics=[])
+    again = ll.Objective(case.model(), case.data(), loss=lambda output, _: 9 * output.square().mean(1), metrics=[])
+    path = tmp_path / "b.spectrum.nc"
+    hessian_spectrum(other, n_probes=1, n_steps=4, path=path, progress=False)
+    with pytest.raises(ResumeMismatch, match="at the minimizer"):
+        hessian_spectrum(again, n_probes=2, n_steps=4, path=path, progress=False)
+
+
+def test_fewer_probes_lose_none(tmp_path):
+    objective, path = least_squares(), tmp_path / "a.spectrum.nc"
+    hessian_spectrum(objective, n_probes=4, n_steps=8, path=path, progress=False)
+    assert hessian_spectrum(objective, n_probes=2, n_steps=8, path=path, progress=False).sizes["probe"] == 2
+    assert ll.open_result(path).sizes["probe"] == 4
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1, float("nan"), True, "x"])
+def test_a_bandwidth_that_is_none_is_refused_at_once(bandwidth):
+    with pytest.raises(ValueError, match="bandwidth"):
+        hessian_spectrum(least_squares(), bandwidth=bandwidth, progress=False)
+
+
+def test_the_filter_metric_is_another_spectrum():
+    case = BY_NAME["mlp"]
+    objective = ll.Objective(case.model(), case.data())
+    plain, scaled = (
+        hessian_spectrum(objective, parameters="weights", metric=metric, n_steps=20, progress=False)
+        for metric in ("euclidean", "filter")
+    )
+    assert plain.attrs["n_weights"] == scaled.attrs["n_weights"] == 64
+    assert plain.attrs["eig_max"] != pytest.approx(scaled.attrs["eig_max"], rel=0.1)

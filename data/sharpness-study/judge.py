@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from minimizers import minimizers
 from scipy import stats
 
 import lltoolkit as ll
@@ -20,53 +21,68 @@ FITTED = 0.05  # training error
 NOTABLE = 0.2  # tau
 FLOOR = 1e-6  # nat, of a rise along a line
 LEAST = 3  # blocks or shapes behind an interval
+LEAST_CLUSTERS = 5  # behind a verdict on tau
 PAIR = ["optimizer", "lr", "weight_decay", "seed"]
 BLOCK = ["optimizer", "lr"]
+SHAPE = ["depth", "width", "shortcut"]
 GRIDS = ("digits-grid", "cifar10-grid")
-TABLES = ("digits-grid", "digits-equal-loss", "digits-vgg", "digits-shapes", "cifar10-grid")
+EQUAL = "digits-equal-loss"
+TABLES = ("digits-grid", EQUAL, "digits-vgg", "digits-shapes", "cifar10-grid")
+DIGITS = ("digits-grid", "digits-vgg", "digits-shapes")  # together: ALL_DIGITS
+ALL_DIGITS = "digits-all"
+DRAWN = (*GRIDS, ALL_DIGITS)
+# Across families a network and its recipe are one cluster whatever the epochs: they share initial weights and data.
+CLUSTER = ["network", "width", "shortcut", "optimizer", "lr", "batch_size", "weight_decay", "schedule"]
 Row = dict[str, Any]
 
 
-def judge(work: Path, *, echo: Callable[[str], object]) -> list[Row]:
+def judge(work: Path, *, echo: Callable[[str], object], n_bootstrap: int = 2000) -> list[Row]:
     """Write ``verdicts.json``, ``correlations.csv`` and the figures, from what has been measured.
 
     Parameters
     ----------
     work : Path
-        Folder with the tables, and ``lines/``.
+        Folder with the tables, ``lines/``, and the folders of the trainings, of which only the diverged are looked at.
     echo : callable
         Takes lines about the outcome.
+    n_bootstrap : int
+        Resamples behind the interval of a correlation.
 
     Returns
     -------
     list of dict
-        The rows: ``claim``, ``primary``, ``data``, ``statistic``, ``measure``, ``estimate``, ``low``, ``high``, ``n``,
-        ``n_left_out``, ``verdict``.
+        The rows: ``claim``, ``primary``, ``data``, ``statistic``, ``measure``, ``estimate``, ``low``, ``high``; ``n``
+        models, blocks or shapes in the estimate; ``n_left_out`` of the planned models, pairs or shapes that are not
+        in it, for whatever reason; ``verdict``.
     """
     tables = {name: ll.open_result(path) for name in TABLES if (path := work / f"{name}.sharpness.nc").exists()}
-    digits = [tables[name] for name in ("digits-grid", "digits-vgg", "digits-shapes") if name in tables]
+    counts = _counts(work, tables)
+    digits = [tables[name] for name in DIGITS if name in tables]
     if len(digits) > 1:
-        tables["digits-all"] = xr.concat(digits, dim="model", combine_attrs="drop_conflicts")
-    lines = {name: _read_lines(work / "lines" / f"{name}.json") for name in (*GRIDS, "digits-vgg")}
+        tables[ALL_DIGITS] = join(digits)
+    lines = {name: _read_lines(name, work / "lines" / f"{name}.json") for name in (*GRIDS, "digits-vgg")}
     rows: list[Row] = []
     correlations = []
     for name, table in tables.items():
         if name != "digits-vgg":  # four models
-            rows += _correlations(name, table, work, correlations)
+            figures = work if name in DRAWN else None
+            rows += _correlations(name, table, n_bootstrap, kept=correlations, figures=figures)
     for name in GRIDS:
         if name in tables:
-            rows += _flips(name, tables[name], lines[name])
+            rows += _flips(name, frame(tables[name]), lines[name])
     rows += _pair_of_the_paper(tables.get("digits-vgg"), lines["digits-vgg"])
-    for name in (*GRIDS, "digits-equal-loss"):
+    for name in (*GRIDS, EQUAL):
         if name in tables:
-            rows += _batches(name, tables[name])
+            rows += _batches(name, frame(tables[name]))
     if "digits-shapes" in tables:
         rows += _shapes(frame(tables["digits-shapes"]))
     verdicts = {claim: _together(claim, rows) for claim in ("1", "2", "3", "4a", "4b", "5a", "5b")}
-    content = {"verdicts": verdicts, "rows": rows}
+    content = {"verdicts": verdicts, "models": counts, "rows": rows}
     (work / "verdicts.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
     if correlations:
         pd.concat(correlations).to_csv(work / "correlations.csv", index=False, float_format="%.6g")
+    for name, told in counts.items():
+        echo(f"{name}: {', '.join(f'{n} {what}' for what, n in told.items() if isinstance(n, int))}")
     for claim, verdict in verdicts.items():
         echo(f"claim {claim}: {verdict}")
     return rows
@@ -90,6 +106,12 @@ def unnormalized_rise(loss: xr.DataArray) -> dict[str, float]:
         return float(loss.sel(alpha=alpha, method="nearest", tolerance=1e-9))
 
     return {"rise_small": at(0.1) - at(0.0), "rise_large": at(0.9) - at(1.0)}
+
+
+def join(tables: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Put the models of tables of the same measures and test examples into one."""
+    same = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+    return xr.concat(tables, dim="model", combine_attrs="drop_conflicts", **same)
 
 
 def frame(table: xr.Dataset) -> pd.DataFrame:
@@ -188,52 +210,84 @@ def _fitted(table: xr.Dataset) -> xr.Dataset:
     return table.isel(model=np.flatnonzero(table["train_error"].values <= FITTED))
 
 
-def _correlations(name: str, table: xr.Dataset, work: Path, kept: list[pd.DataFrame]) -> list[Row]:
+def _plan(name: str) -> pd.DataFrame:
+    """List what a table should hold: the attributes of one model per row."""
+    families = {ALL_DIGITS: DIGITS, EQUAL: ("digits-grid",)}.get(name, (name,))
+    chosen = [each for each in minimizers() if each.family in families]
+    return pd.DataFrame([each.attributes for each in chosen if name != EQUAL or each.recipe["seed"] == 0])
+
+
+def _counts(work: Path, tables: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
+    """Count, for each table, what became of the planned models; of equal loss, the absent never came down to it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in (*TABLES, "digits-constant"):
+        diverged = [each.name for each in minimizers() if each.family == name and each.has_diverged(work)]
+        found[name] = {"planned": len(_plan(name)), "diverged": len(diverged), "names of the diverged": diverged}
+        if name in tables:
+            table = tables[name]
+            n = table.sizes["model"]
+            told = {"measured": n, "absent": found[name]["planned"] - len(diverged) - n}
+            told["above the training error"] = n - _fitted(table).sizes["model"]
+            if name == EQUAL:
+                told["from digits-constant"] = int((table["schedule"].values == "constant").sum())
+            found[name] |= told
+    return found
+
+
+def _correlations(
+    name: str, table: xr.Dataset, n_bootstrap: int, *, kept: list[pd.DataFrame], figures: Path | None = None
+) -> list[Row]:
     rows = []
+    n_planned = len(_plan(name))
+    cluster = CLUSTER if name == ALL_DIGITS else "configuration"
     for models, subset in (("fitted models", _fitted(table)), ("all models", table)):
         if subset.sizes["model"] < 2:
             continue
-        found = ll.rank_correlation(subset, against=TARGETS, group="optimizer")
+        options = {"cluster": cluster, "group": "optimizer", "n_bootstrap": n_bootstrap}
+        found = ll.rank_correlation(subset, against=TARGETS, **options)
         kept.append(found.to_dataframe().reset_index().assign(data=name, models=models))
-        if models == "fitted models":
+        if models == "fitted models" and figures is not None:
             figure = ll.plot_sharpness(subset, against="test_error", group="optimizer", correlation=found)
-            figure.savefig(work / f"{name}.png")
-        left = table.sizes["model"] - subset.sizes["model"]
+            figure.savefig(figures / f"{name}.png", dpi=150)
         for measure in (SHARPNESS, *COUNTERPARTS):
             for target in TARGETS:
                 one = found.sel(measure=measure, against=target)
                 told = {key: one[key].item() for key in ("tau_test_low", "tau_test_high", "n_models", "n_clusters")}
                 main = (name, models, measure, target) == ("cifar10-grid", "fitted models", SHARPNESS, "test_error")
                 numbers = tuple(one[key].item() for key in ("tau", "tau_low", "tau_high"))
-                verdict = _of_tau(*numbers, told["tau_test_low"], told["tau_test_high"], told["n_clusters"])
-                told |= {"n": told.pop("n_models"), "n_left_out": left, "models": models, "verdict": verdict}
+                told |= {"n": told.pop("n_models"), "models": models, "verdict": _of_tau(*numbers, told["n_clusters"])}
+                told["n_left_out"] = n_planned - told["n"]
                 rows.append(_row("1", main, name, f"tau with {target}", measure, *numbers, **told))
                 partial = tuple(one[f"tau_partial{end}"].item() for end in ("", "_low", "_high"))
-                verdict = _of_tau(*partial, partial[1], partial[2], told["n_clusters"])
-                told |= {"verdict": verdict, "tau_test_low": math.nan, "tau_test_high": math.nan}
+                told |= {"tau_test_low": math.nan, "tau_test_high": math.nan}
+                told["verdict"] = _of_tau(*partial, told["n_clusters"])
                 statistic = f"tau with {target} given train_loss"
                 rows.append(_row("1", False, name, statistic, measure, *partial, **told))
     return rows
 
 
-def _of_tau(tau: float, low: float, high: float, test_low: float, test_high: float, n_clusters: int) -> str:
-    if n_clusters < 5:
+def _of_tau(tau: float, low: float, high: float, n_clusters: int) -> str:
+    """Judge by the interval over configurations; the spread over test examples is only reported."""
+    if n_clusters < LEAST_CLUSTERS:
         return "undecided"
-    if tau >= NOTABLE and low > 0 and test_low > 0:
+    if tau >= NOTABLE and low > 0:
         return "agrees"
-    return "disagrees" if high < NOTABLE and test_high < NOTABLE else "undecided"
+    return "disagrees" if high < NOTABLE else "undecided"
 
 
-def _pairs(table: xr.Dataset, measure: str, *, fitted: bool) -> tuple[pd.DataFrame, int]:
-    """Return the pairs of small and large batch with d = log10(large / small), and how many were left out."""
-    models = frame(table)
-    n_pairs = len(models[PAIR].drop_duplicates())
+def _planned_pairs(name: str) -> pd.DataFrame:
+    return _plan(name)[PAIR].drop_duplicates(ignore_index=True)
+
+
+def _pairs(name: str, models: pd.DataFrame, measure: str, *, fitted: bool) -> pd.DataFrame:
+    """Return the planned pairs of small and large batch with d = log10(large / small), NaN where that is not known."""
     if fitted:
         models = models[models["train_error"] <= FITTED]
-    values = models.assign(log=_log10(models[measure])).set_index(PAIR)
-    ends = [values.loc[values["batch"] == batch, "log"] for batch in ("large", "small")]
-    pairs = (ends[0] - ends[1]).dropna().rename("d").reset_index()
-    return pairs, n_pairs - len(pairs)
+    logs = models.assign(log=_log10(models[measure]))
+    small, large = (logs.loc[logs["batch"] == batch, [*PAIR, "log"]] for batch in ("small", "large"))
+    both = small.merge(large, on=PAIR, suffixes=("_small", "_large"))
+    both["d"] = both["log_large"] - both["log_small"]
+    return _planned_pairs(name).merge(both[[*PAIR, "d"]], how="left", on=PAIR)
 
 
 def _log10(values: Iterable[float]) -> pd.Series:
@@ -241,100 +295,87 @@ def _log10(values: Iterable[float]) -> pd.Series:
     return np.log10(values.where(values > 0))
 
 
-def _block_means(pairs: pd.DataFrame) -> tuple[tuple[float, float, float], int]:
-    means = pairs.groupby(BLOCK)["d"].mean()
-    return t_interval(means.to_numpy()), len(means)
+def _block_means(pairs: pd.DataFrame) -> tuple[tuple[float, float, float], dict[str, int]]:
+    means = pairs.groupby(BLOCK)["d"].mean().dropna()
+    return t_interval(means.to_numpy()), {"n": len(means), "n_left_out": int(pairs["d"].isna().sum())}
 
 
-def _read_lines(path: Path) -> pd.DataFrame:
-    """Read the pairs with d = log10(rise of the large batch / of the small batch), NaN where a rise is."""
+def _read_lines(name: str, path: Path) -> pd.DataFrame:
+    """Read the planned pairs with d = log10(rise of the large batch / of the small batch), NaN where a rise is."""
+    pairs = _planned_pairs(name)
     if not path.exists():
-        return pd.DataFrame(columns=[*PAIR, "d"])
-    pairs = pd.DataFrame(json.loads(path.read_text()))
-    small, large = (pairs[f"rise_{batch}"].astype(float).clip(lower=FLOOR) for batch in ("small", "large"))
-    return pairs.assign(d=np.log10(large) - np.log10(small))
+        return pairs.assign(d=math.nan)
+    found = pd.DataFrame(json.loads(path.read_text()))
+    small, large = (found[f"rise_{batch}"].astype(float).clip(lower=FLOOR) for batch in ("small", "large"))
+    found["d"] = np.log10(large) - np.log10(small)
+    return pairs.merge(found[[*PAIR, "d"]], how="left", on=PAIR)
 
 
-def _flips(name: str, table: xr.Dataset, lines: pd.DataFrame) -> list[Row]:
+def _flips(name: str, models: pd.DataFrame, lines: pd.DataFrame) -> list[Row]:
     """Claim 2: whether d changes its sign with weight decay."""
-    fitted = set(map(tuple, _pairs(table, "weight_norm", fitted=True)[0][PAIR].to_numpy().tolist()))
-    inside = lines[[tuple(pair) in fitted for pair in lines[PAIR].to_numpy().tolist()]]
-    kept = inside.dropna(subset="d")
-    sources = {"line": (kept, len(lines) - len(kept))}
-    sources |= {measure: _pairs(table, measure, fitted=True) for measure in (SHARPNESS, *COUNTERPARTS)}
+    both_fitted = _pairs(name, models.assign(there=1.0), "there", fitted=True)["d"].notna()
+    sources = {"line": lines.assign(d=lines["d"].where(both_fitted))}
+    sources |= {measure: _pairs(name, models, measure, fitted=True) for measure in (SHARPNESS, *COUNTERPARTS)}
     rows = []
-    for measure, (pairs, left) in sources.items():
-        decays = sorted(frame(table)["weight_decay"].unique())
-        by_decay = {decay: _block_means(pairs[pairs["weight_decay"] == decay]) for decay in decays}
-        (without, n_without), (with_decay, n_with) = by_decay[decays[0]], by_decay[decays[-1]]
-        if without[1] > 0 and with_decay[2] < 0:
+    for measure, pairs in sources.items():
+        by_decay = {decay: _block_means(chosen) for decay, chosen in pairs.groupby("weight_decay")}
+        (_, low, high), (_, low_decay, high_decay) = (by_decay[decay][0] for decay in sorted(by_decay))
+        if low > 0 and high_decay < 0:
             verdict = "agrees"
-        elif (without[1] > 0 and with_decay[1] > 0) or (without[2] < 0 and with_decay[2] < 0):
+        elif (low > 0 and low_decay > 0) or (high < 0 and high_decay < 0):
             verdict = "disagrees"
         else:
             verdict = "undecided"
-        told = {"n_left_out": left, "verdict": verdict}
-        for decay, numbers, n in ((0, without, n_without), (5e-4, with_decay, n_with)):
+        for decay, (numbers, told) in by_decay.items():
             statistic = f"log10 large / small, weight decay {decay:g}"
-            rows.append(_row("2", measure == "line", name, statistic, measure, *numbers, n=n, **told))
+            rows.append(_row("2", measure == "line", name, statistic, measure, *numbers, **told, verdict=verdict))
     return rows
 
 
 def _pair_of_the_paper(table: xr.Dataset | None, lines: pd.DataFrame) -> list[Row]:
-    sources: dict[str, pd.DataFrame] = {"line": lines.dropna(subset="d")}
+    sources = {"line": lines}
     if table is not None:
         names = (SHARPNESS, *COUNTERPARTS, "test_error")
-        sources |= {name: _pairs(table, name, fitted=False)[0] for name in names}
-    return [
-        _row(
-            "2",
-            False,
-            "digits-vgg",
-            f"log10 large / small, weight decay {pair['weight_decay']:g}",
-            measure,
-            *(pair["d"], math.nan, math.nan),
-            n=1,
-            n_left_out=0,
-            verdict="undecided",
-        )
-        for measure, pairs in sources.items()
-        for pair in pairs.to_dict("records")
-    ]
+        sources |= {name: _pairs("digits-vgg", frame(table), name, fitted=False) for name in names}
+    rows = []
+    for measure, pairs in sources.items():
+        for pair in pairs.to_dict("records"):
+            there = int(math.isfinite(pair["d"]))
+            told = {"n": there, "n_left_out": 1 - there, "verdict": "undecided"}
+            statistic = f"log10 large / small, weight decay {pair['weight_decay']:g}"
+            rows.append(_row("2", False, "digits-vgg", statistic, measure, pair["d"], math.nan, math.nan, **told))
+    return rows
 
 
-def _batches(name: str, table: xr.Dataset) -> list[Row]:
+def _batches(name: str, models: pd.DataFrame) -> list[Row]:
     """Claim 3: whether the large batch is sharper."""
     rows = []
     for chosen in ("fitted models", "all models"):
         for measure in (SHARPNESS, *COUNTERPARTS, "train_loss", "test_error"):
-            pairs, left = _pairs(table, measure, fitted=chosen == "fitted models")
+            pairs = _pairs(name, models, measure, fitted=chosen == "fitted models")
             for decay in (None, *sorted(pairs["weight_decay"].unique())):
-                numbers, n = _block_means(pairs if decay is None else pairs[pairs["weight_decay"] == decay])
+                numbers, told = _block_means(pairs if decay is None else pairs[pairs["weight_decay"] == decay])
                 statistic = "log10 large / small" + ("" if decay is None else f", weight decay {decay:g}")
                 main = name in GRIDS and measure == SHARPNESS and decay is None and chosen == "fitted models"
-                verdict = _sign(numbers[1], numbers[2])
-                told = {"n": n, "n_left_out": left, "models": chosen, "verdict": verdict}
+                told |= {"models": chosen, "verdict": _sign(numbers[1], numbers[2])}
                 rows.append(_row("3", main, name, statistic, measure, *numbers, **told))
     return rows
 
 
 def _shapes(models: pd.DataFrame) -> list[Row]:
     """Claims 4 and 5: shortcuts, width, depth."""
-    models = models.assign(fitted=models["train_error"] <= FITTED)
+    plan = _plan("digits-shapes")[SHAPE]
     rows = []
     for measure in (SHARPNESS, *COUNTERPARTS):
         main = measure == SHARPNESS
-        values = models.assign(log=_log10(models[measure]).where(models["fitted"]))
-        wide = values.pivot_table(index=["depth", "width"], columns="shortcut", values="log", dropna=False)
-        wide = wide.reindex(columns=["A", "none"]).dropna().reset_index()
+        logs = models.assign(log=_log10(models[measure]).where(models["train_error"] <= FITTED))
+        values = plan.merge(logs[[*SHAPE, "log"]], how="left", on=SHAPE)
+        wide = values.pivot(index=["depth", "width"], columns="shortcut", values="log").reset_index()
         wide["d"] = wide["none"] - wide["A"]
-        n_shapes = len(models.groupby(["depth", "width"]))
         numbers = t_interval(wide["d"].to_numpy())
-        told = {"n": len(wide), "n_left_out": n_shapes - len(wide)}
-        verdict = _sign(numbers[1], numbers[2])
-        rows.append(
-            _row("4a", main, "digits-shapes", "log10 none / shortcuts", measure, *numbers, **told, verdict=verdict)
-        )
+        n = int(wide["d"].notna().sum())
+        told = {"n": n, "n_left_out": len(wide) - n, "verdict": _sign(numbers[1], numbers[2])}
+        rows.append(_row("4a", main, "digits-shapes", "log10 none / shortcuts", measure, *numbers, **told))
         deep = wide[wide["width"] == 1]
         rows.append(
             _slope_row("4b", main, "log10 none / shortcuts, per 10 layers", measure, deep["depth"] / 10, deep["d"])

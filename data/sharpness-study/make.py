@@ -1,13 +1,14 @@
 """Make the study of PROTOCOL.md: train the minimizers, measure their sharpness, judge the claims.
 
 ``python data/sharpness-study/make.py --work DIR`` does all of it. Each stage goes on where it was stopped and does what
-can be done: measuring takes the trainings that have finished.
+can be done: measuring takes the trainings that have finished. ``--ship data/sharpness-study`` after the judging copies
+what is small.
 """
 
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 import typer
 import xarray as xr
-from judge import judge, unnormalized_rise
-from minimizers import Minimizer, load, minimizers
+from judge import EQUAL, judge, unnormalized_rise
+from minimizers import DIVERGED, Minimizer, load, minimizers
+from ship import ship_results
 from torch import nn
 from torch.nn import functional
 
@@ -25,21 +27,19 @@ from lltoolkit.errors import require_choice
 
 EQUAL_LOSS = 0.01  # nat
 N_MEASURED = 500  # training images on which sharpness and training loss are measured, the same for all models
-LINE = np.array([0.0, 0.1, 0.9, 1.0])  # where un-normalized sharpness is read off
+LINE = np.array([0.0, 0.1, 0.9, 1.0])  # both ends and a tenth inwards: where un-normalized sharpness is read off
 SHOWN = np.linspace(-0.5, 1.5, 41)  # of the pairs that are drawn; it holds LINE
 BINS = np.linspace(-0.5, 0.5, 202)  # of the weights; the outermost bins hold what lies beyond
-EQUAL = "digits-equal-loss"
 PAIRED = ("digits-grid", "digits-vgg", "cifar10-grid")
 MEASURED = ("digits-grid", EQUAL, "digits-shapes", "digits-vgg", "cifar10-grid")
 STAGES = ("train", "measure", "judge")
-DIVERGED = "diverged.txt"
 
 
 def train(chosen: Sequence[Minimizer], work: Path, source: str) -> None:
     """Train what is not trained yet, into ``work/<family>/<name>``; the test images are not looked at."""
     for number, each in enumerate(chosen, 1):
         folder = each.folder(work)
-        if _is_finished(folder) or (folder / DIVERGED).exists():
+        if _is_finished(folder) or each.has_diverged(work):
             continue
         started = time.monotonic()
         data = {"train": load(each.data, work, source)["train"]}
@@ -68,7 +68,9 @@ def measure(chosen: Sequence[Minimizer], work: Path, source: str, family: str = 
         data = load(next(iter(runs)).data, work, source)
         found = {each.name: (each, run, run.checkpoints[-1]) for each, run in runs.items()}
         if name == EQUAL:
-            found = _equal_losses(runs, work, data)
+            grid = (each for each in chosen if each.family == "digits-grid" and each.recipe["seed"] == 0)
+            open_ones = [one for one in grid if not (_is_finished(one.folder(work)) or one.has_diverged(work))]
+            found = _equal_losses(runs, work, data, skip={one.configuration for one in open_ones})
         if found:
             _table(found, data, work / f"{name}.sharpness.nc", family=name)
         if name in PAIRED:
@@ -106,13 +108,17 @@ def _table(found: dict[str, tuple[Minimizer, Any, Any]], data: Any, path: Path, 
     )
 
 
-def _equal_losses(runs: dict[Minimizer, Any], work: Path, data: Any) -> dict[str, tuple[Minimizer, Any, Any]]:
+def _equal_losses(
+    runs: dict[Minimizer, Any], work: Path, data: Any, *, skip: Collection[str]
+) -> dict[str, tuple[Minimizer, Any, Any]]:
     """Find the first checkpoint of each seed-0 configuration whose loss on all training images is low enough."""
+    # Skipped are those whose run of the grid is still to come to its end: the run of constant lr would take a row that
+    # belongs to that one.
     note = work / f"{EQUAL}.json"
     known: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}
     found: dict[str, tuple[Minimizer, Any, Any]] = {}
     for each, run in runs.items():  # those of constant lr come last, and take part where the grid's found nothing
-        if each.recipe["seed"] != 0 or each.configuration in found:
+        if each.recipe["seed"] != 0 or each.configuration in found or each.configuration in skip:
             continue
         key = f"{each.family}/{each.name}"
         if key not in known:
@@ -178,6 +184,7 @@ def main(
     only: Annotated[str, typer.Option(help="One data set, digits or cifar10; both unless given.")] = "",
     family: Annotated[str, typer.Option(help="Measure one family alone: several processes share the work.")] = "",
     cifar10: Annotated[str, typer.Option(help="An .npz of CIFAR-10; downloaded unless given.")] = "cifar10",
+    ship: Annotated[Path | None, typer.Option(help="Folder for what is small enough to be committed.")] = None,
 ) -> None:
     """Train, measure and judge the minimizers of PROTOCOL.md."""
     choices = (("stage", stage, STAGES), ("only", only, ("digits", "cifar10")), ("family", family, MEASURED))
@@ -193,6 +200,8 @@ def main(
         measure(chosen, work, cifar10, family)
     if stage in ("", "judge"):
         judge(work, echo=typer.echo)
+        if ship is not None:
+            ship_results(work, ship, echo=typer.echo)
 
 
 if __name__ == "__main__":

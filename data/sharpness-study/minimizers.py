@@ -24,6 +24,8 @@ EPOCHS = {"grid": 50, "constant": 120, "shapes": 30, "vgg": 40, "cifar10": 80}
 DEPTHS = (8, 14, 20, 32)
 WIDTHS = (1, 2, 4)
 
+DIVERGED = "diverged.txt"  # stands in the folder of a training that did
+
 N_CIFAR_TRAIN = 1000  # images, equally many of each class
 POOLED = 2  # pixels of CIFAR-10 per side that become one
 
@@ -64,7 +66,7 @@ class Minimizer:
 
     @property
     def configuration(self) -> str:
-        """Everything but the seed; runs that agree in it are one cluster."""
+        """All but the seed, the epochs and the schedule; runs of one family that agree in it are one cluster."""
         shape = "".join(f"-{key}{value}" for key, value in sorted(self.options.items()))
         recipe = self.recipe
         return f"{self.model}{shape}-{self.method}-lr{recipe['lr']:g}-{self.batch}-wd{recipe['weight_decay']:g}"
@@ -77,6 +79,10 @@ class Minimizer:
     def folder(self, work: Path) -> Path:
         """Where its run lies."""
         return work / self.family / self.name
+
+    def has_diverged(self, work: Path) -> bool:
+        """Tell whether it was trained and came to a loss that is no number."""
+        return (self.folder(work) / DIVERGED).exists()
 
     @property
     def attributes(self) -> dict[str, str | int | float]:

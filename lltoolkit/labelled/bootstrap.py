@@ -11,18 +11,21 @@ import numpy as np
 _BLOCK = 2**19  # numbers in one block of draws: 4 MiB, which stays near the core
 
 
-def pair_signs(values: np.ndarray) -> np.ndarray:
+def pair_signs(values: np.ndarray, bounds: np.ndarray | None = None) -> np.ndarray:
     """Compare every pair of models once.
 
     Parameters
     ----------
     values : ndarray
         Shape ``(..., n)``, without NaN; inf is the largest.
+    bounds : ndarray, optional
+        Same shape: 1 where the true value is that or larger, -1 where it is that or smaller, 0 where it is that.
 
     Returns
     -------
     ndarray
-        Shape ``(..., n * (n - 1) / 2)``, float64: 1 where the first of the pair is larger, -1 smaller, 0 tied.
+        Shape ``(..., n * (n - 1) / 2)``, float64: 1 where the first of the pair is larger, -1 smaller, 0 tied or
+        open: two bounds, or a bound whose true value may lie on either side of the other.
 
     Examples
     --------
@@ -31,7 +34,13 @@ def pair_signs(values: np.ndarray) -> np.ndarray:
     """
     first, second = np.triu_indices(values.shape[-1], k=1)
     one, other = values[..., first], values[..., second]
-    return (one > other).astype(np.float64) - (one < other)
+    signs = (one > other).astype(np.float64) - (one < other)
+    if bounds is None:
+        return signs
+    of_one, of_other = bounds[..., first], bounds[..., second]
+    # A bound that points at the other value, from below or from above, leaves open who is larger.
+    is_open = ((of_one != 0) & (of_other != 0)) | (of_one * signs < 0) | (of_other * signs > 0)
+    return np.where(is_open, 0.0, signs)
 
 
 def cluster_counts(clusters: np.ndarray, n_draws: int, generator: np.random.Generator) -> np.ndarray:
@@ -82,7 +91,7 @@ def example_means(values: np.ndarray, n_draws: int, generator: np.random.Generat
     return means
 
 
-def resampled_tau(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def resampled_tau(x: np.ndarray, y: np.ndarray, counts: np.ndarray, bounds: np.ndarray | None = None) -> np.ndarray:
     """Kendall's tau-b of every pair of variables on every resample of the models.
 
     Parameters
@@ -91,13 +100,15 @@ def resampled_tau(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarra
         Shapes ``(k, n)``, without NaN: ``x[i]`` goes with ``y[i]``.
     counts : ndarray
         Shape ``(n_draws, n)``, from `cluster_counts`.
+    bounds : ndarray, optional
+        Of `x`, shape ``(k, n)``, as in `pair_signs`.
 
     Returns
     -------
     ndarray
         Shape ``(n_draws, k)``, in [-1, 1]; NaN where a resample has no two different values.
     """
-    signs_x, signs_y = pair_signs(x), pair_signs(y)
+    signs_x, signs_y = pair_signs(x, bounds), pair_signs(y)
     columns = np.concatenate([signs_x * signs_y, np.abs(signs_x), np.abs(signs_y)]).T
     first, second = np.triu_indices(x.shape[1], k=1)
     sums = np.empty((len(counts), columns.shape[1]))
@@ -106,8 +117,10 @@ def resampled_tau(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarra
     return _ratio(*np.split(sums, 3, axis=1))
 
 
-def resampled_rho(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def resampled_rho(x: np.ndarray, y: np.ndarray, counts: np.ndarray, bounds: np.ndarray | None = None) -> np.ndarray:
     """Spearman's rho of every pair of variables on every resample of the models; as `resampled_tau`.
+
+    A rank is half the sum of the signs against all others, so a pair whose order is open counts as tied in it, too.
 
     Returns
     -------
@@ -115,14 +128,15 @@ def resampled_rho(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarra
         Shape ``(n_draws, k)``, in [-1, 1]; NaN where a resample has no two different values.
     """
     result = np.empty((len(counts), len(x)))
-    for place, (one, other) in enumerate(zip(x, y, strict=True)):
-        ranks_x, ranks_y = _centred_ranks(one, counts), _centred_ranks(other, counts)
+    bounds = np.zeros(x.shape) if bounds is None else bounds
+    for place, (one, other, bound) in enumerate(zip(x, y, bounds, strict=True)):
+        ranks_x, ranks_y = _centred_ranks(one, counts, bound), _centred_ranks(other, counts, np.zeros(other.shape))
         products = (ranks_x * ranks_y, ranks_x**2, ranks_y**2)
         result[:, place] = _ratio(*((counts * product).sum(axis=1) for product in products))
     return result
 
 
-def redrawn_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def redrawn_tau(x: np.ndarray, y: np.ndarray, bounds: np.ndarray | None = None) -> np.ndarray:
     """Kendall's tau-b of the same models whose second variable is drawn anew each time.
 
     Parameters
@@ -131,13 +145,15 @@ def redrawn_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         Shape ``(k, n)``, without NaN.
     y : ndarray
         Shape ``(n_draws, n)``, without NaN.
+    bounds : ndarray, optional
+        Of `x`, same shape, as in `pair_signs`.
 
     Returns
     -------
     ndarray
         Shape ``(n_draws, k)``, in [-1, 1]; NaN where there are no two different values.
     """
-    signs_x = pair_signs(x)
+    signs_x = pair_signs(x, bounds)
     untied_x = np.abs(signs_x).sum(axis=1)
     result = np.empty((len(y), len(x)))
     for block in _blocks(len(y), signs_x.shape[1]):
@@ -172,7 +188,7 @@ def partial_tau(tau_xy: np.ndarray, tau_xz: np.ndarray, tau_yz: np.ndarray) -> n
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Take the percentile interval; draws that are NaN are left out.
+    """Take the range of percentiles; draws that are NaN are left out.
 
     Parameters
     ----------
@@ -193,11 +209,14 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
-def _centred_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _centred_ranks(values: np.ndarray, counts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Ranks in each resample minus their mean, shape ``(n_draws, n)``; ties share their middle rank."""
     # A model's rank is the weight below it and half the weight of its equals; less the mean, that is half the sum of
     # its signs against all others.
-    return counts @ ((values[None, :] > values[:, None]).astype(np.float64) - (values[None, :] < values[:, None])) / 2
+    n = len(values)
+    signs = np.zeros((n, n))
+    signs[np.triu_indices(n, k=1)] = pair_signs(values, bounds)
+    return counts @ (signs.T - signs) / 2
 
 
 def _ratio(product: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -62,11 +62,14 @@ def empty_curvature(
     shape = tuple(len(values) for values in coords.values())
     kinds = {name: np.full(shape, np.nan) for name in (*_NAN, *_OF_AUDIT)}
     kinds |= {name: np.zeros(shape, dtype=np.int32) for name in ("n_hvp", "audit_n_hvp")}
-    kinds |= {name: np.zeros(shape, dtype=np.int8) for name in ("converged", "status")}
+    kinds |= {name: np.zeros(shape, dtype=np.int8) for name in ("converged", "audit_converged", "status")}
     variables = {
         name: (tuple(coords), values, {"units": units} if name in _IN_LOSS else {}) for name, values in kinds.items()
     }
     variables["loss"][2]["long_name"] = f"{split} loss"
+    for name, end in (("eig_min", "smallest"), ("eig_max", "largest")):
+        if attrs.get("metric") == "filter":  # or a picture of these would look like one of the others
+            variables[name][2]["long_name"] = f"{end} Hessian eigenvalue, filter metric"
     axes = {axis: np.asarray(values, dtype=np.float64) for axis, values in coords.items()}
     return label(xr.Dataset(variables, coords=axes, attrs=dict(attrs)))
 
@@ -176,13 +179,14 @@ def summarize_audit(curvature: xr.Dataset, tol: float) -> dict[str, int | float]
     Returns
     -------
     dict
-        ``n_audit``: audited cells that have eigenvalues; ``n_audit_missed`` of them, ``audit_miss_rate`` (NaN of none)
-        and ``audited_max``, the largest difference over the largest eigenvalue; ``n_unconverged``: computed cells whose
-        residuals exceed the tolerance, NaN cells included; ``n_hvp_total`` with the audits', ``n_hvp_audit``, and
-        ``n_hvp_median`` of a cell.
+        ``n_audit``: audited cells that have eigenvalues, without those whose audit did not converge, which are
+        ``n_audit_unconverged``; ``n_audit_missed`` of them, ``audit_miss_rate`` (NaN of none) and ``audited_max``, the
+        largest difference over the largest eigenvalue; ``n_unconverged``: computed cells whose residuals exceed the
+        tolerance, NaN cells included; ``n_hvp_total`` with the audits', ``n_hvp_audit``, ``n_hvp_median`` of a cell.
     """
     found = {name: curvature[name].values for name in ("eig_min", "eig_max", *_OF_AUDIT)}
-    sound = np.isfinite(found["audit_eig_min"]) & np.isfinite(found["audit_eig_max"])
+    tried = np.isfinite(found["audit_eig_min"]) & np.isfinite(found["audit_eig_max"])
+    sound = tried & (curvature["audit_converged"].values == 1)  # an audit that did not converge is no measure
     low, high = found["audit_eig_min"][sound], found["audit_eig_max"][sound]
     off = np.maximum(np.abs(found["eig_min"][sound] - low), np.abs(found["eig_max"][sound] - high))
     # As the tolerance of a cell: of the largest in magnitude, where no eigenvalue is positive.
@@ -193,6 +197,7 @@ def summarize_audit(curvature: xr.Dataset, tol: float) -> dict[str, int | float]
     computed = curvature["status"].values == STATUS["computed"]
     return {
         "n_audit": int(sound.sum()),
+        "n_audit_unconverged": int((tried & ~sound).sum()),
         "n_audit_missed": int(missed.sum()),
         "audit_miss_rate": float(missed.mean()) if missed.size else float("nan"),
         "audited_max": float(excess.max()) if excess.size else float("nan"),

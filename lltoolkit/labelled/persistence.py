@@ -20,7 +20,8 @@ class Minima:
     saddles : ndarray
         Shape ``(k,)``: flat position of the pass over which one leaves it; -1 where the persistence is infinite.
     at_edge : ndarray
-        Shape ``(k,)``, bool: some neighbour is beyond the grid or not known, so it may be no minimum of the function.
+        Shape ``(k,)``, bool: some neighbour of its floor (the cells of its height that hang together with it) is
+        beyond the grid or not known, so it may be no minimum of the function.
     """
 
     cells: np.ndarray
@@ -33,8 +34,8 @@ def find_minima(values: np.ndarray, known: np.ndarray) -> Minima:
     """Pair every local minimum of a grid with the pass to a lower one.
 
     The water rises; each minimum begins a lake, and where two lakes meet, the one with the higher bottom ends: its
-    persistence is the level less its bottom. Each cell touches all cells around it, the diagonal ones too (8 in a
-    plane), so a valley that runs askew over the grid is one valley.
+    persistence is the level less its bottom; of equal bottoms one at the edge ends first. Each cell touches all cells
+    around it, the diagonal ones too (8 in a plane), so a valley that runs askew over the grid is one valley.
 
     Parameters
     ----------
@@ -65,6 +66,8 @@ def find_minima(values: np.ndarray, known: np.ndarray) -> Minima:
     ground = np.flatnonzero(np.isfinite(heights))
     order = ground[np.argsort(heights[ground], kind="stable")]
     parent: dict[int, int] = {}  # of the cells under water; a lake's root is its bottom
+    beside = np.isnan(heights[ground[:, None] + around]).any(axis=1)
+    edge = _Floors(heights, around, set(ground[beside].tolist()))
 
     def bottom(cell: int) -> int:
         while parent[cell] != cell:
@@ -73,9 +76,12 @@ def find_minima(values: np.ndarray, known: np.ndarray) -> Minima:
         return cell
 
     ended: dict[int, int] = {}  # bottom -> saddle
-    rank = {cell: place for place, cell in enumerate(order.tolist())}
-    for cell in order.tolist():
-        lakes = sorted({bottom(cell + step) for step in around if cell + step in parent}, key=rank.__getitem__)
+    # Equal bottoms go by their floors and not by their places alone, so that a mirrored grid gives the mirrored minima.
+    age: dict[int, tuple[float, bool, int]] = {}
+    for place, cell in enumerate(order.tolist()):
+        lakes = sorted({bottom(cell + step) for step in around if cell + step in parent}, key=age.__getitem__)
+        if not lakes:
+            age[cell] = (float(heights[cell]), edge.reaches(cell), place)
         parent[cell] = lakes[0] if lakes else cell
         for lake in lakes[1:]:
             parent[lake] = lakes[0]
@@ -87,15 +93,38 @@ def find_minima(values: np.ndarray, known: np.ndarray) -> Minima:
     kept = persistence > 0
     deepest = np.lexsort((heights[cells], -persistence))
     deepest = deepest[kept[deepest]]
-    at_edge = np.array([bool(np.isnan(heights[cell + around]).any()) for cell in cells[deepest].tolist()], dtype=bool)
+    at_edge = np.array([edge.reaches(cell) for cell in cells[deepest].tolist()], dtype=bool)
     return Minima(
         _unpadded(cells[deepest], level.shape), persistence[deepest], _unpadded(saddles[deepest], level.shape), at_edge
     )
 
 
+class _Floors:
+    """Tells which level floors reach the edge; each floor is walked once."""
+
+    def __init__(self, heights: np.ndarray, around: np.ndarray, edge: set[int]) -> None:
+        self._heights = heights
+        self._around = around.tolist()
+        self._edge = edge
+        self._known: dict[int, bool] = {}
+
+    def reaches(self, cell: int) -> bool:
+        """Tell whether any cell of this cell's floor has a neighbour that is beyond the grid or not known."""
+        if cell not in self._known:
+            floor, waiting = {cell}, [cell]
+            while waiting:
+                here = waiting.pop()
+                level = [here + step for step in self._around if self._heights[here + step] == self._heights[cell]]
+                waiting += [there for there in level if there not in floor]
+                floor.update(level)
+            self._known |= dict.fromkeys(floor, not floor.isdisjoint(self._edge))
+        return self._known[cell]
+
+
 def _padded(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Put a frame of NaN around the grid, NaN where nothing is known; and the steps to a cell's neighbours."""
-    level = np.pad(np.where(known, values, np.nan), 1, constant_values=np.nan)
+    # Of a transposed array NumPy makes a padded one in its order, and the steps are those of row-major order.
+    level = np.ascontiguousarray(np.pad(np.where(known, values, np.nan), 1, constant_values=np.nan))
     strides = np.array(level.strides) // level.itemsize
     offsets = np.array([step for step in itertools.product((-1, 0, 1), repeat=level.ndim) if any(step)])
     return level, offsets @ strides

@@ -68,6 +68,7 @@ LABELS: dict[str, dict[str, str]] = {
     "converged": {"long_name": "whether both residuals met the tolerance", "units": "1"},
     "audit_eig_min": {"long_name": "smallest Hessian eigenvalue, audited"},
     "audit_eig_max": {"long_name": "largest Hessian eigenvalue, audited"},
+    "audit_converged": {"long_name": "whether the audit met its tolerance", "units": "1"},
     "audit_n_hvp": {"long_name": "Hessian-vector products of the audit", "units": "1"},
     "step": {"long_name": "optimizer step", "units": "1"},
     "epoch": {"long_name": "epoch", "units": "1"},

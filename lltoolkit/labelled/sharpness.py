@@ -21,9 +21,12 @@ IDENTITY = {
     "objective_sha256": "the objective's configuration",
 }
 TEXTS = ("model_name", *IDENTITY, "initial_sha256", "test_sha256")
-COUNTS = ("n_params", "eval_batch_size", "eval_threads")
+COUNTS = ("n_params", "n_test_examples", "eval_batch_size", "eval_threads")
+DESCRIPTIONS = ("model_name", "n_params")  # of these, coordinates; the others are for the resume, not to group by
 OF_STEPS = {"epoch": np.int64, "learning_rate": np.float64, "stability_threshold": np.float64}
 PER_EXAMPLE = ("test_example_loss", "test_example_error")
+# Their names, and their dim's, in a file of models of several test sets: nobody takes these examples for the same.
+MIXED = {name: f"mixed_{name}" for name in (*PER_EXAMPLE, "example")}
 SE_NOTE = (
     "s / sqrt(n) over the examples, as if drawn from an endless population; of a gap the root of the sum of squares. "
     "It holds nothing of how trainings differ from one another."
@@ -86,15 +89,18 @@ def empty_table(
     xr.Dataset
         ::
 
-            value     (model, measure)  float64  NaN
-            value_se  (model, measure)  float64  NaN
-            censored  (model, measure)  int8     0
-            status    (model, measure)  int8     0, missing
+            value            (model, measure)  float64  NaN
+            value_se         (model, measure)  float64  NaN
+            censored         (model, measure)  int8     0
+            status           (model, measure)  int8     0, missing
+            measure_options  (measure)         str      JSON
+            those of `TEXTS` and `COUNTS` that are not in `DESCRIPTIONS`
+                             (model)           str, int64  empty, 0
 
-        with the coords of `NUMBERS` (NaN), `TEXTS` (empty), `COUNTS` (0) on the rows and ``measure_*`` on the measures.
+        with the coords of `NUMBERS` (NaN) and `DESCRIPTIONS` on the rows and ``measure_*`` on the measures.
     """
     shape, dims = (len(rows), len(columns)), (dim, "measure")
-    variables = {
+    variables: dict[str, Any] = {
         "value": (dims, np.full(shape, np.nan)),
         "value_se": (dims, np.full(shape, np.nan), {"note": VALUE_SE_NOTE}),
         "censored": (dims, np.zeros(shape, dtype=np.int8)),
@@ -104,15 +110,18 @@ def empty_table(
     for name in NUMBERS:
         told = {"units": units} if "loss" in name else {"units": "1"}
         coords[name] = (dim, np.full(len(rows), np.nan), told | ({"note": SE_NOTE} if name.endswith("_se") else {}))
-    coords |= {name: (dim, np.zeros(len(rows), dtype=np.int64)) for name in COUNTS}
-    coords |= {name: (dim, np.full(len(rows), "", dtype=object)) for name in TEXTS}
+    told_of_rows: dict[str, Any] = {name: (dim, np.full(len(rows), "", dtype=object)) for name in TEXTS}
+    told_of_rows |= {name: (dim, np.zeros(len(rows), dtype=np.int64)) for name in COUNTS}
+    for name, blank in told_of_rows.items():
+        (coords if name in DESCRIPTIONS else variables)[name] = blank
     if dim == "step":
         for name, dtype in OF_STEPS.items():
-            blank = 0 if dtype is np.int64 else np.nan
-            coords[name] = (dim, np.full(len(rows), blank, dtype=dtype), {"units": units} if "stab" in name else {})
+            nothing = 0 if dtype is np.int64 else np.nan
+            coords[name] = (dim, np.full(len(rows), nothing, dtype=dtype), {"units": units} if "stab" in name else {})
     coords["measure"] = np.array([column.label for column in columns], dtype=object)
     for name in ("long_name", "units", "kind", "formula", "options", "sharper"):
-        coords[f"measure_{name}"] = ("measure", np.array([getattr(each, name) for each in columns], dtype=object))
+        told_of_column = ("measure", np.array([getattr(each, name) for each in columns], dtype=object))
+        (variables if name == "options" else coords)[f"measure_{name}"] = told_of_column
     return label(xr.Dataset(variables, coords=coords, attrs=dict(attrs)))
 
 
@@ -151,30 +160,75 @@ def fill_row(table: xr.Dataset, place: int, record: Mapping[str, Any], examples:
     place : int
         Which row.
     record : mapping
-        Coordinate to its value.
+        Variable to its value.
     examples : mapping
-        Variables of `PER_EXAMPLE` to their values, shape ``(n_examples,)``. They are kept while all rows have the same
-        test examples (``test_sha256``), and only then.
+        Variables of `PER_EXAMPLE` to their values, shape ``(n_examples,)``; of a table of models.
     """
     for name, value in record.items():
         table[name].values[place] = value
-    if row_dim(table) == "step":
-        return
-    tested = {str(value) for value in table["test_sha256"].values[is_begun(table)]}
-    if len(tested) > 1 or "" in tested:
-        for name in [name for name in PER_EXAMPLE if name in table]:
-            del table[name]
-        return
+    _make_room(table, list(examples), max((len(values) for values in examples.values()), default=0))
     for name, values in examples.items():
-        if name not in table:
-            blank = np.full((table.sizes["model"], len(values)), np.nan, dtype=np.float32)
-            units = {"units": str(table["test_loss"].attrs["units"])} if "loss" in name else {}
-            table[name] = (("model", "example"), blank, units)
-            label(table)
-        table[name].values[place] = values
+        table[name].values[place, : len(values)] = values
 
 
-def fill_value(table: xr.Dataset, place: tuple[int, int], value: float, se: float, censored: bool) -> None:
+def _make_room(table: xr.Dataset, names: Sequence[str], n_examples: int) -> None:
+    """Give the values by example so many places, and these names a variable; in place."""
+    known = {each: table[each] for each in PER_EXAMPLE if each in table}
+    if set(names) <= set(known) and n_examples <= table.sizes.get("example", 0):
+        return
+    n_examples = max(n_examples, table.sizes.get("example", 0))
+    for each in known:
+        del table[each]
+    for each in dict.fromkeys([*known, *names]):
+        room = np.full((table.sizes["model"], n_examples), np.nan, dtype=np.float32)
+        if each in known:
+            room[:, : known[each].shape[1]] = known[each].values
+        units = {"units": str(table["test_loss"].attrs["units"])} if "loss" in each else {}
+        table[each] = (("model", "example"), room, units)
+    label(table)
+
+
+def has_one_test_set(table: xr.Dataset) -> bool:
+    """Tell whether all rows that have been measured have the same test examples, and these by example."""
+    tested = {str(value) for value in table["test_sha256"].values[is_begun(table)]}
+    return len(tested) == 1 and "" not in tested
+
+
+def to_file(table: xr.Dataset) -> xr.Dataset:
+    """Name the values by example for a file: those of several test sets are not to be taken for those of one."""
+    if has_one_test_set(table):
+        return table
+    return table.rename({name: mixed for name, mixed in MIXED.items() if name in (*table, *table.dims)})
+
+
+def part_of(table: xr.Dataset, rows: Sequence[int], columns: Sequence[int]) -> xr.Dataset:
+    """Take some rows and measures out of a table, with their values by example where they have one test set.
+
+    Parameters
+    ----------
+    table : xr.Dataset
+        From `empty_table`.
+    rows, columns : sequence of int
+        Their places.
+
+    Returns
+    -------
+    xr.Dataset
+        A copy.
+    """
+    part = table.isel({row_dim(table): list(rows), "measure": list(columns)})
+    if "variables_sha256" in part and not any(part["variables_sha256"].values.ravel()):
+        del part["variables_sha256"]
+    if "example" not in part.dims:
+        return part
+    if not has_one_test_set(part):
+        return part.drop_dims("example")
+    return part.isel(example=slice(int(part["n_test_examples"].max())))
+
+
+def fill_value(
+    table: xr.Dataset, place: tuple[int, int], value: float, se: float, censored: bool, variables_sha256: str = ""
+) -> None:
     """Write the value of a measure and mark it as computed; in place.
 
     Parameters
@@ -187,9 +241,20 @@ def fill_value(table: xr.Dataset, place: tuple[int, int], value: float, se: floa
         The value and its standard error.
     censored : bool
         Whether the value is a bound at the end of the range that was searched.
+    variables_sha256 : str
+        Of the names of the parameters that it is of, where a function chose them.
     """
     for name, found in zip(SHARPNESS_VARIABLES, (value, se, censored, STATUS["computed"]), strict=True):
         table[name].values[place] = found
+    if variables_sha256:
+        if "variables_sha256" not in table:
+            table["variables_sha256"] = _no_variables(table)
+        table["variables_sha256"].values[place] = variables_sha256
+
+
+def _no_variables(table: xr.Dataset) -> xr.Variable:
+    told = {"long_name": "hash of the parameters that a function chose for a measure", "units": "1"}
+    return xr.Variable(table["value"].dims, np.full(table["value"].shape, "", dtype=object), told)
 
 
 def adopt_table(table: xr.Dataset, old: xr.Dataset) -> None:
@@ -200,8 +265,9 @@ def adopt_table(table: xr.Dataset, old: xr.Dataset) -> None:
     table : xr.Dataset
         From `empty_table`.
     old : xr.Dataset
-        Of the same kind of rows.
+        Of the same kind of rows, maybe from `to_file`.
     """
+    old = old.rename({mixed: name for name, mixed in MIXED.items() if mixed in (*old, *old.dims)})
     dim = row_dim(table)
     rows = places_of(table, dim, old[dim].values)
     columns = places_of(table, "measure", old["measure"].values)
@@ -210,11 +276,13 @@ def adopt_table(table: xr.Dataset, old: xr.Dataset) -> None:
     for name in (*NUMBERS, *TEXTS, *COUNTS, *(OF_STEPS if dim == "step" else ())):
         if name in old:
             table[name].values[rows] = old[name].values
-    for name in PER_EXAMPLE:
-        if name in old:
-            blank = np.full((table.sizes[dim], old.sizes["example"]), np.nan, dtype=np.float32)
-            blank[rows] = old[name].transpose(dim, "example").values
-            table[name] = ((dim, "example"), blank, old[name].attrs)
+    if "variables_sha256" in old:
+        table["variables_sha256"] = _no_variables(table)
+        table["variables_sha256"].values[np.ix_(rows, columns)] = old["variables_sha256"].transpose(dim, "measure")
+    if present := [name for name in PER_EXAMPLE if name in old]:
+        _make_room(table, present, old.sizes["example"])
+        for name in present:
+            table[name].values[rows] = old[name].transpose(dim, "example").values
 
 
 def places_of(table: xr.Dataset, dim: str, names: Iterable[Any]) -> list[int]:
@@ -268,6 +336,7 @@ def read_attributes(attributes: Mapping[str, Any] | None, rows: Sequence[str | i
         names = dict.fromkeys(name for told in given.values() for name in told)
         given = {name: {row: told[name] for row, told in given.items() if name in told} for name in names}
     reserved = {*NUMBERS, *TEXTS, *COUNTS, *OF_STEPS, *SHARPNESS_VARIABLES, *PER_EXAMPLE, *SHARPNESS_ROWS, "example"}
+    reserved |= {"variables_sha256", *MIXED.values()}
     found: dict[str, dict[Any, Any]] = {}
     for name, values in given.items():
         if name in reserved or str(name).startswith("measure"):
@@ -306,7 +375,7 @@ def add_attributes(table: xr.Dataset, attributes: Mapping[str, Mapping[Any, Any]
     if old is not None:
         rows = old[dim].values.tolist()
         for name in old.coords:
-            if name not in table.coords and old[name].dims == (dim,):
+            if name not in table.variables and old[name].dims == (dim,):
                 known[str(name)] = dict(zip(rows, old[name].values.tolist(), strict=True))
     for name, values in attributes.items():
         known[name] = known.get(name, {}) | dict(values)

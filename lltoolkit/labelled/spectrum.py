@@ -43,6 +43,18 @@ def empty_spectrum(n_probes: int, n_steps: int, *, units: str, attrs: Mapping[st
     )
 
 
+def require_bandwidth(bandwidth: float | None) -> None:
+    """Check a bandwidth before anything is spent on it.
+
+    Raises
+    ------
+    ValueError
+        If it is not above 0.
+    """
+    if bandwidth is not None and (isinstance(bandwidth, bool | str) or not 0 < bandwidth < np.inf):
+        raise ValueError(f"bandwidth={bandwidth!r}: give a number above 0, in units of the eigenvalues, or None.")
+
+
 def add_density(spectrum: xr.Dataset, bandwidth: float | None = None, n_points: int = POINTS) -> xr.Dataset:
     """Smooth the nodes of all probes to a density.
 
@@ -64,10 +76,16 @@ def add_density(spectrum: xr.Dataset, bandwidth: float | None = None, n_points: 
         of the density is 1. ``eig_min``, ``eig_max``, ``bandwidth``, ``trace`` and ``trace_se`` stand in the
         attributes.
 
+    Raises
+    ------
+    ValueError
+        If `bandwidth` is not above 0.
+
     References
     ----------
     Ghorbani, Krishnan and Xiao (2019), An investigation into neural net optimization via Hessian eigenvalue density.
     """
+    require_bandwidth(bandwidth)
     nodes, weights = spectrum["ritz_value"].values, spectrum["ritz_weight"].values
     low, high = float(np.nanmin(nodes)), float(np.nanmax(nodes))
     # A spectrum without width, of a quadratic in one variable for example, is drawn as a bump of some width.

@@ -75,7 +75,7 @@ def surface_statistics(
         the coarse one needs 41 points on that axis, or a wider window.
     ends : (float, float), optional
         Between which points of a line the barrier is taken. Default: 0 and 1 for a line between two models
-        (`interpolate`), else the ends of the axis.
+        (`interpolate`), else the ends of the axis. Both lie on the axis; planes and volumes have no barrier.
 
     Returns
     -------
@@ -129,17 +129,16 @@ def surface_statistics(
     (4, 0.5, 0.0)
     """
     array, errors = pick_cells(surface, var, split)
-    _require_numbers(levels, persistence, window, ends)
     axes = axes_of(surface)
     points = [array[axis].values.astype(np.float64) for axis in axes]
+    _require_numbers(levels, persistence, window)
+    ends = _default_ends(surface, points[0]) if ends is None else _require_ends(ends, points)
     status = status_of(surface, array)
     loss = np.where(status == STATUS["missing"], np.nan, array.values.astype(np.float64))
     loss[np.isneginf(loss)] = np.nan
     scale = choose_scale(var, loss.ravel())
     if window is None:
         window = WINDOW * min(float(np.ptp(each)) for each in points)
-    if ends is None:
-        ends = _default_ends(surface, points[0])
     outer = array.dims[: array.ndim - len(axes)]
     filling = filling_error(surface, var)
     between, sampling = split_errors(loss, errors.values.astype(np.float64), status, scale, filling)
@@ -177,27 +176,42 @@ def surface_statistics(
     options = {
         "var": var,
         "scale": scale.kind,
-        "persistence": "from the errors" if persistence is None else persistence,
+        "persistence": "from the errors" if persistence is None else float(persistence),
         "least_persistence": least,
         "filling_error": None if math.isnan(filling) else filling,
-        "window": window,
+        "window": float(window),
         "ends": list(ends),
     }
     attrs = {**surface.attrs, "kind": "statistics", "scale": scale.kind, "statistics": json.dumps(options)}
     return xr.Dataset(variables, coords={**named, "level": level}, attrs=attrs)
 
 
-def _require_numbers(
-    levels: Sequence[float], persistence: float | None, window: float | None, ends: tuple[float, float] | None
-) -> None:
-    if isinstance(levels, str) or not np.iterable(levels) or not np.isfinite(np.asarray(levels, dtype=float)).all():
-        raise ValueError(f"levels={levels!r}: give finite numbers, {LEVELS} for example.")
-    if persistence is not None and not 0 <= persistence < math.inf:
+def _require_numbers(levels: Any, persistence: Any, window: Any) -> None:
+    if not _are_numbers(levels) or len(levels) == 0:
+        raise ValueError(f"levels={levels!r}: give one finite number or more, {LEVELS} for example.")
+    if persistence is not None and not (_are_numbers([persistence]) and persistence >= 0):
         raise ValueError(f"persistence={persistence!r}: give a number of at least 0, or None for the surface's errors.")
-    if window is not None and not 0 < window < math.inf:
+    if window is not None and not (_are_numbers([window]) and window > 0):
         raise ValueError(f"window={window!r}: give a number above 0, in the units of the coordinates.")
-    if ends is not None and (len(ends) != 2 or not np.isfinite(ends).all() or ends[0] == ends[1]):
+
+
+def _require_ends(ends: Any, points: Sequence[np.ndarray]) -> tuple[float, float]:
+    if not _are_numbers(ends) or len(ends) != 2 or ends[0] == ends[1]:
         raise ValueError(f"ends={ends!r}: give two different coordinates, (0, 1) for example.")
+    first, last = float(points[0][0]), float(points[0][-1])
+    slack = 1e-9 * max(1.0, last - first)
+    if len(points) == 1 and not all(first - slack <= end <= last + slack for end in ends):
+        raise ValueError(f"ends={ends!r}: the line goes from {first:g} to {last:g}; give two points on it.")
+    return float(ends[0]), float(ends[1])
+
+
+def _are_numbers(given: Any) -> bool:
+    """Tell whether something is a flat sequence of finite numbers."""
+    try:
+        array = np.asarray(given)
+    except ValueError:  # a ragged one
+        return False
+    return array.ndim == 1 and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
 
 
 def _persistent(grid: Cells, scale: Scale, persistence: float | None, least: float) -> tuple[Minima, np.ndarray]:

@@ -1,6 +1,14 @@
-"""How several things in one picture are told apart: by colour, and without it by marker or dashes. Torch-free."""
+"""What tells series apart, with and without colour, and labels and ticks that fit into small panels. Torch-free."""
 
-from typing import Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from lltoolkit.plots.scale import number
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 # Okabe and Ito (2008), Color Universal Design, without the yellow, which is lost on white; black last.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,3 +29,45 @@ def marker_of(place: int) -> str:
 def dashes_of(place: int) -> Any:
     """Return the line style of a series; colour and dashes together repeat only after 35 series."""
     return DASHES[place % len(DASHES)]
+
+
+def wrap_label(text: str, width: int = 28) -> str:
+    """Break a label into the fewest lines, about equally long.
+
+    Parameters
+    ----------
+    text : str
+        Of words.
+    width : int
+        Letters in a line, at least 1; a longer word stays whole.
+
+    Returns
+    -------
+    str
+        With newlines.
+
+    Examples
+    --------
+    >>> wrap_label("worst case in an adaptive ball", 20).splitlines()
+    ['worst case in an', 'adaptive ball']
+    """
+    n_lines = len(wrap(text, width, break_long_words=False))
+    narrow = next(each for each in range(1, width + 1) if len(wrap(text, each, break_long_words=False)) <= n_lines)
+    return "\n".join(wrap(text, narrow, break_long_words=False))
+
+
+def set_log_ticks(axis: "Axis", decades: float) -> None:
+    """Label about three ticks of a log axis: matplotlib labels all of 2 to 9 where one decade is within the limits.
+
+    Parameters
+    ----------
+    axis : Axis
+        On a log scale.
+    decades : float
+        How many the limits span.
+    """
+    axis.set_minor_formatter(NullFormatter())
+    if decades < 2:
+        subs = (1, 2, 5) if decades < 1.2 else (1, 3)
+        axis.set_major_locator(LogLocator(subs=subs) if decades > 0.8 else MaxNLocator(3, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

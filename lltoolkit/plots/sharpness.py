@@ -2,21 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lltoolkit.errors import require_choice
 from lltoolkit.labelled.correlation import ENOUGH_CLUSTERS, rank_correlation
 from lltoolkit.labelled.modelset import choose, labels_of, signs_of
 from lltoolkit.plots.field import label_of
-from lltoolkit.plots.scale import number
-from lltoolkit.plots.series import color_of, marker_of
+from lltoolkit.plots.series import color_of, marker_of, set_log_ticks, wrap_label
 from lltoolkit.plots.style import PrintFigure, page_size, page_style
 from lltoolkit.plots.training import plot_training
 
@@ -90,8 +87,10 @@ def plot_sharpness(
     Figure or Axes
         A Figure that belongs to no pyplot state, as from `plot_grid`; `ax` where one was given. Titles are Kendall's
         tau-b and its 95 % interval over configurations. Error bars are one standard error. A hollow marker with an
-        arrow is a bound: the true value lies that way. Models without a finite value are counted in the panel. The
-        axis of a measure that is low where it is sharp (a radius) is reversed, and says so.
+        arrow is a bound: the true value lies that way, and tau takes pairs whose order it leaves open for ties. What is
+        not drawn is counted below tau: models with a NaN, which tau leaves out, and such with infinite values, or not
+        above 0 on a log axis, which it ranks. The axis of a measure that is low where it is sharp (a radius) is
+        reversed, and says so.
 
     Raises
     ------
@@ -134,7 +133,9 @@ def plot_sharpness(
     n_rows = -(-len(names) // widest)
     n_columns = n_columns or -(-len(names) // n_rows)  # rows about equally long: four panels are two by two
     with rc_context(page_style(size, serif=venue != "slides")):
-        default = n_rows * (0.75 * width / max(n_columns, 2) + 0.55) + (0.6 if group is not None else 0.2)
+        told = max(len(_hidden(_panel(table, name, target, xscale)).splitlines()) for name in names)
+        row = 0.75 * width / max(n_columns, 2) + 0.55 + told * size / 72
+        default = n_rows * row + (0.6 if group is not None else 0.2)
         fig = PrintFigure(figsize=(width, height or default), layout="constrained")
         axes = fig.subplots(n_rows, n_columns, squeeze=False, sharey=True)
         for empty in axes.flat[len(names) :]:
@@ -227,7 +228,7 @@ def _draw(
     xscale: str,
 ) -> None:
     panel = _panel(table, name, target, xscale)
-    ax.set_title(_tau(entry))
+    ax.set_title("\n".join(filter(None, [_tau(entry), _hidden(panel)])), linespacing=1.0)
     ax.set_xlabel(_x_label(table.sel(measure=name), name, panel, xscale), linespacing=1.0)
     if panel.log:
         ax.set_xscale("log")
@@ -246,9 +247,6 @@ def _draw(
                 _point_onward(ax, x, y, color, -1 if panel.reversed else 1)
     if panel.shown.any():
         _set_limits(ax, panel, low, high)
-    if hidden := _hidden(panel):
-        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-        ax.text(0.98, 0.02, hidden, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", bbox=box)
     ax.tick_params(which="both", direction="out", length=2)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -268,19 +266,12 @@ def _signed(value: float) -> str:
 def _x_label(chosen: xr.Dataset, name: str, panel: _Panel, xscale: str) -> str:
     said = str(chosen["measure_long_name"].item()) if "measure_long_name" in chosen.coords else name.replace("_", " ")
     units = str(chosen["measure_units"].item()) if "measure_units" in chosen.coords else "1"
-    label = _wrap(said if units in {"", "1", "none"} else f"{said} [{units}]")
+    label = wrap_label(said if units in {"", "1", "none"} else f"{said} [{units}]")
     if panel.reversed:
         label += "\n(reversed: low is sharp)"
     if xscale == "log" and not panel.log:
         label += "\n(linear: nothing is above 0)"
     return label
-
-
-def _wrap(text: str, width: int = 28) -> str:
-    """Break a label into the fewest lines, about equally long."""
-    n_lines = len(wrap(text, width))
-    narrow = next(each for each in range(1, width + 1) if len(wrap(text, each, break_long_words=False)) <= n_lines)
-    return "\n".join(wrap(text, narrow, break_long_words=False))
 
 
 def _bars(panel: _Panel) -> tuple[np.ndarray, np.ndarray]:
@@ -306,15 +297,7 @@ def _set_limits(ax: "Axes", panel: _Panel, low: np.ndarray, high: np.ndarray) ->
     first, last = float(back(left - 0.05 * room)), float(back(right))
     ax.set_xlim((last, first) if panel.reversed else (first, last))
     if panel.log:
-        _set_ticks(ax, right - left)
-
-
-def _set_ticks(ax: "Axes", decades: float) -> None:
-    """Label about three ticks of a log axis: matplotlib labels all of 2 to 9 where one decade is within the limits."""
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    if decades < 2:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.2 else (1, 3)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        set_log_ticks(ax.xaxis, right - left)
 
 
 def _point_onward(ax: "Axes", x: np.ndarray, y: np.ndarray, color: str, sign: int) -> None:
@@ -330,14 +313,18 @@ def _point_onward(ax: "Axes", x: np.ndarray, y: np.ndarray, color: str, sign: in
 
 
 def _hidden(panel: _Panel) -> str:
-    n, broken = len(panel.x), ~(np.isfinite(panel.x) & np.isfinite(panel.y))
-    lines = []
-    if broken.any():
-        infinite = " or infinite" if (np.isinf(panel.x) | np.isinf(panel.y))[broken].any() else ""
-        lines.append(f"{broken.sum()} of {n} NaN{infinite}")
-    if (below := ~panel.shown & ~broken).any():
-        lines.append(f"{below.sum()} of {n} not above 0")
-    return "\n".join(lines)
+    """Count the models that are not drawn: those that tau leaves out, and those that it ranks."""
+    unknown = np.isnan(panel.x) | np.isnan(panel.y)
+    infinite = ~unknown & (np.isinf(panel.x) | np.isinf(panel.y))
+    below = ~panel.shown & ~unknown & ~infinite
+    ranked = [
+        f"{mask.sum()}\N{NO-BREAK SPACE}{what}"
+        for mask, what in ((infinite, "infinite"), (below, "not above 0"))
+        if mask.any()
+    ]
+    told = [f"not drawn: {unknown.sum()} NaN"] if unknown.any() else []
+    told += [wrap_label(f"only ranked: {', '.join(ranked)}", 36)] if ranked else []
+    return "\n".join(told)
 
 
 def _footer(entries: xr.Dataset) -> str:
@@ -345,4 +332,8 @@ def _footer(entries: xr.Dataset) -> str:
     of = f" in {clusters} configurations" if clusters != models else ""
     few = f"; fewer than {ENOUGH_CLUSTERS} configurations mean little" if clusters < ENOUGH_CLUSTERS else ""
     level = float(entries.attrs.get("level", 0.95))
-    return rf"{models} models{of}; $\tau$: Kendall's tau-b [{level:.0%} interval over configurations]{few}"
+    bounds = int(entries["n_censored"].max()) if "n_censored" in entries else 0
+    hollow = (
+        f"\nhollow: only a bound (up to {bounds} models); a pair whose order it leaves open is a tie" if bounds else ""
+    )
+    return rf"{models} models{of}; $\tau$: Kendall's tau-b [{level:.0%} interval over configurations]{few}{hollow}"

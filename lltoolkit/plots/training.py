@@ -1,7 +1,7 @@
 """Sharpness while training: a measure over the steps, with the sharpness that the optimizer bears. Torch-free."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -9,7 +9,7 @@ from matplotlib import rc_context
 
 from lltoolkit.errors import did_you_mean
 from lltoolkit.plots.field import label_of
-from lltoolkit.plots.series import color_of
+from lltoolkit.plots.series import color_of, set_log_ticks, wrap_label
 from lltoolkit.plots.style import PrintFigure, new_axes, page_size, page_style
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def plot_training(
     n_columns = n_columns or min(2, len(names))
     n_rows = -(-len(names) // n_columns)
     with rc_context(page_style(size, serif=venue != "slides")):
-        fig = PrintFigure(figsize=(width, height or n_rows * 0.6 * width / n_columns), layout="constrained")
+        fig = PrintFigure(figsize=(width, height or n_rows * (0.6 * width / n_columns + 0.2)), layout="constrained")
         panels = fig.subplots(n_rows, n_columns, squeeze=False)
         for empty in panels.flat[len(names) :]:
             empty.remove()
@@ -86,7 +86,7 @@ def plot_over_steps(table: xr.Dataset, measure: str, *, ax: "Axes | None" = None
     Axes
         The measure with a band of one standard error, where it has one; beside ``lambda_max`` the threshold above which
         the optimizer is unstable on full batches, dashed, where it is one for the plain Hessian; the train loss on an
-        axis of its own.
+        axis of its own, grey. A legend above the axes tells the threshold.
     """
     ax = new_axes() if ax is None else ax
     steps = table["step"].values
@@ -101,19 +101,35 @@ def plot_over_steps(table: xr.Dataset, measure: str, *, ax: "Axes | None" = None
         text = str(table.attrs.get("stability", "threshold of stability")).partition(" at ")[0]
         ax.plot(steps, table["stability_threshold"].values, color="black", linestyle="--", label=text)
     if "train_loss" in table.coords and (table["train_loss"] > 0).any():
-        other = ax.twinx()
-        other.plot(steps, table["train_loss"].values, color="0.6", linewidth=0.8, zorder=0)
-        other.set_yscale("log")
-        other.set_ylabel(label_of(table["train_loss"]), color="0.4")
-        other.tick_params(axis="y", colors="0.4")
-        ax.set_zorder(other.get_zorder() + 1)
-        ax.patch.set_visible(False)
+        _draw_loss(ax, steps, table["train_loss"])
     ax.set_xlabel(label_of(table["step"]))
-    ax.set_ylabel(f"{name} [{units}]" if units not in ("", "1") else name)
+    ax.set_ylabel(_fitted(ax, f"{name} [{units}]" if units not in ("", "1") else name), linespacing=1.0)
     ax.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
     ax.margins(x=0)
-    ax.legend(loc="lower right")
+    if len(ax.get_lines()) > 1:
+        # Above, since both curves and the loss may end anywhere inside.
+        where: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
+        ax.legend(frameon=False, fontsize="small", **where)
     return ax
+
+
+def _draw_loss(ax: "Axes", steps: np.ndarray, loss: xr.DataArray) -> None:
+    """Draw the loss on an axis of its own, behind the rest."""
+    other = ax.twinx()
+    other.plot(steps, loss.values, color="0.6", linewidth=0.8, zorder=0)
+    other.set_yscale("log")
+    other.set_ylabel(_fitted(ax, label_of(loss)), color="0.4", linespacing=1.0)
+    other.tick_params(axis="y", which="both", colors="0.4")
+    low, high = np.log10(other.get_ylim())
+    set_log_ticks(other.yaxis, high - low)
+    ax.set_zorder(other.get_zorder() + 1)
+    ax.patch.set_visible(False)
+
+
+def _fitted(ax: "Axes", text: str) -> str:
+    """Wrap the label of a vertical axis, for letters of 0.45 times their size, and a layout that shrinks axes yet."""
+    height = ax.get_window_extent().height / ax.figure.dpi * 72
+    return wrap_label(text, max(8, int(0.75 * height / (0.45 * ax.yaxis.label.get_size()))))
 
 
 def _threshold_holds(table: xr.Dataset) -> bool:

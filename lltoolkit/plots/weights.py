@@ -1,4 +1,4 @@
-"""Histograms of the weights of several models, as in figure 2 of Li et al. (2018). Needs no torch."""
+"""Histograms of the weights of several models, after Li et al. (2018). Needs no torch."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,8 +56,8 @@ def plot_weights(
 
     References
     ----------
-    Li et al. (2018), Visualizing the Loss Landscape of Neural Nets, section 3: with weight decay small batches end
-    in smaller weights than large ones, which alone makes their 1-D plots look sharp.
+    Li et al. (2018), Visualizing the Loss Landscape of Neural Nets: with weight decay small batches end in
+    smaller weights than large ones, which alone makes their 1-D plots look sharp.
 
     Examples
     --------

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lltoolkit.tensors.examples import Examples
-from lltoolkit.tensors.hessian import MEMORY_SHARE, Hessian
+from lltoolkit.tensors.hessian import Hessian
 from lltoolkit.tensors.lanczos import Extremes, extreme_eigenvalues
-from lltoolkit.tensors.machine import available_memory
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.subspace import Subspace
@@ -26,7 +25,12 @@ FRESH = 0.2
 COLD_STEPS = 24
 AUDIT_TOL = 1e-6
 
-_KINDS = {"n_hvp": np.int32, "audit_n_hvp": np.int32, "converged": np.int8}  # the others are float64
+_KINDS = {
+    "n_hvp": np.int32,
+    "audit_n_hvp": np.int32,
+    "converged": np.int8,
+    "audit_converged": np.int8,
+}  # the others are float64
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,8 @@ class CurvatureEvaluator:
         objective.compute_as(int(how["batch_size"]), int(how["n_threads"]), str(how["precision"]))
         self._objective = objective
         # Processes side by side, who open their points at the same moment, must not each take half of what is free.
-        beside = int(how.get("n_beside", 1))
-        memory = None if beside == 1 else int(MEMORY_SHARE * available_memory(objective.device) / beside)
         options = {name: how[name] for name in ("split", "parameters", "metric")}
-        self._hessian = Hessian(objective, **options, memory=memory)
+        self._hessian = Hessian(objective, **options, beside=int(how.get("n_beside", 1)))
         (self._subspace,) = subspaces
         self._tol = float(how["tol"])
         self._on_cell = on_cell
@@ -122,8 +124,8 @@ class CurvatureEvaluator:
         Returns
         -------
         TileResult
-            The same, bit for bit, whatever was computed before. Where the loss is not finite, neither are the
-            eigenvalues.
+            The same, bit for bit, whatever was computed before, unless memory is short. Where the loss is not finite,
+            neither are the eigenvalues.
         """
         rows = []
         before: Extremes | None = None
@@ -133,7 +135,7 @@ class CurvatureEvaluator:
             if self._on_cell is not None:
                 self._on_cell(row["loss"])
         values = {name: np.array([row[name] for row in rows], _KINDS.get(name, np.float64)) for name in rows[0]}
-        return TileResult(values, self._objective.batch_size)
+        return TileResult(values, self._hessian.batch_size)
 
     def _compute(
         self, point: tuple[float, ...], before: Extremes | None, audited: bool
@@ -148,7 +150,7 @@ class CurvatureEvaluator:
                     audit = extreme_eigenvalues(here, self._random("audit", point), tol=AUDIT_TOL)
         row = {"loss": here.loss, **_describe(found)}
         ends = _describe(audit)
-        return row | {f"audit_{name}": ends[name] for name in ("eig_min", "eig_max", "n_hvp")}, found
+        return row | {f"audit_{name}": ends[name] for name in ("eig_min", "eig_max", "n_hvp", "converged")}, found
 
     def start(self, point: tuple[float, ...], before: Extremes | None) -> Tensor:
         """Make the vector from which a cell's Krylov space grows.

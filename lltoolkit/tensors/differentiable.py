@@ -3,12 +3,19 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lltoolkit.tensors.machine import without_cudnn
+from lltoolkit.tensors.machine import is_out_of_memory, without_cudnn
+
+# Operators by the names of their backward, in lower case.
+KINKED = re.compile(
+    r"relu|threshold|leakyrelu|hardtanh|prelu|rrelu|hardswish|hardsigmoid|elu|where|abs|clamp(min|max)?|max|min|maximum|"
+    r"minimum|amax|amin|aminmax|topk|sort|median|(mkldnn|adaptive)?maxpool[123]d|l1loss|smoothl1loss|huberloss"
+)
 
 
 @contextmanager
@@ -45,8 +52,21 @@ def require_second_derivatives(tensors: Sequence[Tensor | None], model: str) -> 
     ValueError
         Naming the functions.
     """
-    own: set[str] = set()
-    fails = False
+    nodes = list(_nodes(tensors))
+    if any(node.name() in ("torch::autograd::Error", "NotImplemented") for node in nodes):
+        own = {type(node).__name__ for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)}
+        names = ", ".join(sorted(name.removesuffix("Backward") for name in own))
+        raise ValueError(_no_derivative(model, "second", names or "an operator with once_differentiable"))
+
+
+def kinks_of(loss: Tensor) -> list[str]:
+    """Name the operators of a loss's graph that have kinks, where there is no second derivative: ReLU, max-pooling."""
+    names = {re.split(r"Backward|WithIndices", node.name())[0] for node in _nodes([loss])}
+    return sorted(name for name in names if KINKED.fullmatch(name.lower()))
+
+
+def _nodes(tensors: Sequence[Tensor | None]) -> Iterator[Any]:
+    """Walk a graph, each node once."""
     todo = [tensor.grad_fn for tensor in tensors if tensor is not None]
     seen = set()
     while todo:
@@ -54,14 +74,8 @@ def require_second_derivatives(tensors: Sequence[Tensor | None], model: str) -> 
         if node is None or node in seen:
             continue
         seen.add(node)
-        fails = fails or node.name() in ("torch::autograd::Error", "NotImplemented")
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            own.add(type(node).__name__.removesuffix("Backward"))
+        yield node
         todo += [following for following, _ in node.next_functions]
-    if fails:
-        raise ValueError(
-            _no_derivative(model, "second", ", ".join(sorted(own)) or "an operator with once_differentiable")
-        )
 
 
 def explained(error: RuntimeError, model: str, order: str) -> BaseException:
@@ -81,8 +95,16 @@ def explained(error: RuntimeError, model: str, order: str) -> BaseException:
     BaseException
         To be raised: a ValueError that names the operator, or `error` itself.
     """
-    found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", str(error))
-    return ValueError(_no_derivative(model, order, found.group(1))) if found else error
+    if is_out_of_memory(error):
+        return error
+    text = str(error)
+    if found := re.search(r"derivative for '?([\w:.]+)'? is not implemented", text):
+        return ValueError(_no_derivative(model, order, found.group(1)))
+    if "checkpoint" in text.lower():
+        return ValueError(_no_derivative(model, order, "torch.utils.checkpoint with use_reentrant=True"))
+    if "sparse" in text.lower():
+        return ValueError(_no_derivative(model, order, "a sparse gradient, of Embedding(sparse=True) for example"))
+    return error
 
 
 def _no_derivative(model: str, order: str, operators: str) -> str:

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from lltoolkit.errors import require_choice, require_whole
+from lltoolkit.tensors.derivative_check import check_derivatives
 from lltoolkit.tensors.hessian import Hessian
 from lltoolkit.tensors.lanczos import eigenpairs
 from lltoolkit.tensors.objective import Objective
-from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, filter_norms, norm, parameters_of, subtract
+from lltoolkit.tensors.params import (
+    ParameterFilter,
+    Params,
+    buffers_of,
+    filter_norms,
+    name_of_filter,
+    norm,
+    parameters_of,
+    subtract,
+)
 from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.subspace import AXIS_NAMES, Subspace, require_fit
 
@@ -245,6 +255,10 @@ def hessian_subspace(
     seed = require_whole("seed", seed)
     n_low = 1 if ends == "both" else 0
     hessian = Hessian(objective, split=split, parameters=parameters)
+    if hessian.n < dims:
+        raise ValueError(f"{hessian.n} weights can't span {dims} axes: choose fewer dims, or other parameters.")
+    objective.verify()
+    check_derivatives(hessian)
     start = torch.randn(hessian.n, generator=generator("hessian subspace", seed), dtype=torch.float32)
     with hessian.at() as point:
         found = eigenpairs(
@@ -252,6 +266,13 @@ def hessian_subspace(
         )
     if found.vectors is None:
         raise ValueError("the loss is not finite at the minimizer, so it has no Hessian. objective.check() tells more.")
+    overlap = (found.vectors @ found.vectors.T - torch.eye(dims).to(found.vectors)).abs().max()
+    if overlap > 0.5:  # one eigenvector stands at both ends
+        raise ValueError(
+            f"the Hessian has fewer than {dims} different eigenvalues that can be told apart: choose fewer dims."
+        )
+    if not found.converged:
+        log.warning("the eigenvectors did not converge to tol=%g; their residuals stand in the subspace's config", tol)
     order = [*range(dims - 1, n_low - 1, -1), *range(n_low)]  # the largest first
     if ends == "both":
         order.insert(1, order.pop())
@@ -269,7 +290,7 @@ def hessian_subspace(
     options = {
         "ends": ends,
         "split": hessian.split,
-        "parameters": "all" if parameters is None else str(getattr(parameters, "__qualname__", parameters)),
+        "parameters": name_of_filter(parameters),
         "scale": scale,
         "tol": tol,
         "seed": seed,

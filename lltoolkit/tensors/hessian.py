@@ -1,5 +1,6 @@
 """The Hessian of an objective's loss as an operator: products with vectors, at any weights."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,8 +51,10 @@ class Hessian:
     positions : Tensor, optional
         Shape ``(m,)``, int64: only these examples of the split.
     memory : int, optional
-        Bytes that the graphs of a point may take; by default half of what is free. What does not fit is computed
-        again at every product. It shows in no value.
+        Bytes that the graphs of a point may take; by default, and at most, half of what is free. What does not fit is
+        computed again at every product. It shows in no value.
+    beside : int
+        Processes that share this memory.
 
     Attributes
     ----------
@@ -61,11 +64,14 @@ class Hessian:
         The parameters in the order of a vector.
     scale : Tensor or None
         D, shape ``(n,)``; None for "euclidean".
+    batch_size : int
+        Examples of a graph: the objective's, or fewer where not even one graph of so many fits into memory, which
+        shows in the last bits.
 
     Raises
     ------
     ValueError
-        For unknown options, or if no parameter is chosen.
+        For unknown options, no examples, or if no parameter is chosen.
 
     Examples
     --------
@@ -85,7 +91,10 @@ class Hessian:
         metric: Metric = "euclidean",
         positions: Tensor | None = None,
         memory: int | None = None,
+        beside: int = 1,
     ) -> None:
+        if not isinstance(objective, Objective):
+            raise ValueError(f"objective is a {type(objective).__name__}; give Objective(model, data).")
         require_choice("metric", metric, METRICS)
         self.objective = objective
         self.split = objective.splits[0] if split is None else split
@@ -110,8 +119,18 @@ class Hessian:
         self._examples: Examples = objective.examples[self.split]
         if positions is not None:
             self._examples = self._examples.pick(torch.as_tensor(positions))
-        self._memory = memory
+        if len(self._examples) == 0:
+            raise ValueError("positions is empty: give at least one example.")
+        if self.scale is not None and not self.scale.any():
+            raise ValueError("metric='filter': all chosen filters are 0, so none of them moves. Choose others.")
+        self.batch_size = objective.batch_size
+        self._memory, self._beside = memory, beside
         self._graph_bytes: tuple[float, float] | None = None
+
+    @property
+    def variables_sha256(self) -> str:
+        """Hash of the names: two functions may bear one name and choose different parameters."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
     def flatten(self, vector: Params) -> Tensor:
         """Take the variables out of a vector shaped like the model: shape ``(n,)``."""
@@ -159,7 +178,7 @@ class Hessian:
                 finally:
                     point.close()
 
-    def graph_bytes(self) -> tuple[float, float]:
+    def _measure_graph(self) -> tuple[float, float]:
         """Measure what the graph of a batch keeps: bytes per batch and per example, from two small batches."""
         if self._graph_bytes is None:
             n = len(self._examples)
@@ -193,7 +212,11 @@ class Hessian:
             measured = objective.measure_batch(batch)
             loss = measured.sum()
             if not loss.requires_grad:
-                return _Graph(loss.detach(), measured.total_weight(), [None] * len(self._leaves))
+                raise ValueError(
+                    f"the loss of {objective.model_name} has no gradient in {', '.join(self.names[:5])}: its forward "
+                    "runs without gradients (torch.no_grad, detach, .data), or does not use them. Take that out, or "
+                    "choose other parameters."
+                )
             try:
                 gradients = torch.autograd.grad(loss, self._leaves, create_graph=again, allow_unused=True)
             except RuntimeError as error:
@@ -248,42 +271,55 @@ class Point:
         self._gather()
 
     def _gather(self) -> None:
+        """Go through the examples: loss, gradient, and the graphs that fit; again with less where memory runs out."""
         hessian = self._hessian
-        examples = hessian._examples
-        fixed, each = hessian.graph_bytes()
-        free = MEMORY_SHARE * available_memory(hessian.device)
-        room = free if hessian._memory is None else float(hessian._memory)
-        size = max(1, int((free - fixed) / max(each, 1.0)))
-        if size < hessian.objective.batch_size:  # a single batch must fit, whether it is kept or not
-            log.warning("the graph of %d examples does not fit; going on with %d", hessian.objective.batch_size, size)
-            hessian.objective.batch_size = size
-        size = hessian.objective.batch_size
-        loss, total = 0.0, 0.0
+        fixed, each = hessian._measure_graph()
+        free = MEMORY_SHARE * available_memory(hessian.device) / hessian._beside
+        room = free if hessian._memory is None else min(float(hessian._memory), free)
+        # A single batch must fit, whether it is kept or not.
+        self._shrink(max(1, int((free - fixed) / max(each, 1.0))))
+        while True:
+            try:
+                self._go_through(room, fixed, each)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or (not self._kept and hessian.batch_size == 1):
+                    raise
+                kept_some = bool(self._kept)
+            # Outside of the except block, whose traceback keeps the tensors that were too large alive.
+            self.close()
+            if kept_some:  # somebody else took what was free: keep nothing
+                room = -math.inf
+            else:
+                self._shrink((hessian.batch_size + 1) // 2)
+            if hessian.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _shrink(self, size: int) -> None:
+        hessian = self._hessian
+        if size < hessian.batch_size:
+            log.warning("memory is short for the graph of %d examples; going on with %d", hessian.batch_size, size)
+            hessian.batch_size = size
+
+    def _go_through(self, room: float, fixed: float, each: float) -> None:
+        hessian = self._hessian
+        loss, total, n_kept = 0.0, 0.0, 0
         gradient = torch.zeros(hessian.n, dtype=torch.float64, device=hessian.device)
-        for batch in examples.batches(size):
+        for batch in hessian._examples.batches(hessian.batch_size):
             room -= fixed + each * batch.size
-            graph = None
-            if room >= 0:
-                try:
-                    graph = hessian._differentiate(batch)
-                    graph.batch = batch
-                    self._kept.append(graph)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or not self._kept:
-                        raise
-                if graph is None:  # somebody else took what was free: give everything back and keep nothing
-                    self._rest = [kept.batch for kept in self._kept if kept.batch is not None]
-                    self._kept.clear()
-                    room = -math.inf
-            if graph is None:
-                graph = hessian._differentiate(batch, again=False)
-                self._rest.append(batch)
+            graph = hessian._differentiate(batch, again=room >= 0)
             loss += float(graph.loss.detach())
             total += graph.weight
             gradient += hessian._assemble(graph.gradients)
+            if room >= 0:
+                graph.batch = batch
+                self._kept.append(graph)
+                n_kept += batch.size
+            else:
+                self._rest.append(batch)
         self._total = total
         self.loss = loss / total if total else math.nan
-        self.kept_share = sum(graph.batch.size for graph in self._kept if graph.batch is not None) / len(examples)
+        self.kept_share = n_kept / len(hessian._examples)
         gradient = (gradient / total).to(hessian.dtype) if total else torch.full_like(gradient, math.nan)
         self.gradient = gradient if hessian.scale is None else hessian.scale * gradient
 
@@ -306,26 +342,48 @@ class Point:
             If the objective was measured at other weights meanwhile, or the block is over.
         ValueError
             If some operator has no second derivative, naming it.
+        MemoryError
+            If it runs out, with nothing kept.
         """
         hessian = self._hessian
         if not (self._kept or self._rest):
             raise RuntimeError("this point is closed: multiply inside `with hessian.at(theta) as point:`.")
+        if vector.shape != (hessian.n,):
+            raise ValueError(f"the vector has the shape {tuple(vector.shape)}; ({hessian.n},) is wanted.")
         if not torch.equal(_bits(hessian.objective.network.flat), self._here):
             raise RuntimeError(
-                "the objective was measured at other weights while this point was open. Do that after the block."
+                "the weights are others than when this point was opened: the objective was measured meanwhile (do that "
+                "after the block), or the model writes its own weights in forward, as Embedding(max_norm=...) does."
             )
         self.n_hvp += 1
         if not math.isfinite(self.loss):
             return torch.full_like(vector, math.nan)
         scaled = vector if hessian.scale is None else hessian.scale * vector
         parts = hessian._spread(scaled.to(hessian.dtype))
+        try:
+            product = self._multiply(parts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self._kept:
+                raise
+            product = None
+        if product is None:  # outside of the except block, which keeps what was too large alive
+            log.warning("memory ran out; the graphs of this point are computed again at every product")
+            self._rest = [graph.batch for graph in self._kept if graph.batch is not None] + self._rest
+            self._kept.clear()
+            if hessian.device.type == "cuda":
+                torch.cuda.empty_cache()
+            product = self._multiply(parts)
+        product = (product / self._total).to(vector.dtype)
+        return product if hessian.scale is None else hessian.scale.to(vector.dtype) * product
+
+    def _multiply(self, parts: Sequence[Tensor]) -> Tensor:
+        hessian = self._hessian
         product = torch.zeros(hessian.n, dtype=torch.float64, device=hessian.device)
         for graph in self._kept:
             product += self._differentiate_again(graph, parts, keep=True)
         for batch in self._rest:
             product += self._differentiate_again(hessian._differentiate(batch), parts, keep=False)
-        product = (product / self._total).to(vector.dtype)
-        return product if hessian.scale is None else hessian.scale.to(vector.dtype) * product
+        return product
 
     def _differentiate_again(self, graph: "_Graph", parts: Sequence[Tensor], *, keep: bool) -> Tensor:
         hessian = self._hessian
@@ -344,6 +402,10 @@ class Point:
         except RuntimeError as error:
             raise explained(error, hessian.objective.model_name, "second") from error
         return hessian._assemble(found)
+
+    def any_loss(self) -> Tensor:
+        """Give the loss of the first batch with its graph, to look at."""
+        return self._kept[0].loss if self._kept else self._hessian._differentiate(self._rest[0]).loss
 
     def close(self) -> None:
         """Let go of the graphs."""
@@ -377,6 +439,10 @@ def choose_variables(objective: Objective, parameters: ParameterFilter) -> list[
     moved: Mapping[str, Sequence[nn.Parameter]] = objective.network.views
     if parameters is None:
         return list(moved)
+    if not (isinstance(parameters, str) or callable(parameters)):
+        raise ValueError(
+            f"parameters={parameters!r}: give None, 'weights', a regular expression or f(name, parameter) -> bool."
+        )
     if isinstance(parameters, str) and parameters == "weights":
         chosen = [name for name, group in moved.items() if group[0].ndim > 1]
     else:

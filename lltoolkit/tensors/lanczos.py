@@ -129,10 +129,12 @@ class Krylov:
         coefficients : ndarray
             Shape ``(size, size)``: a column for each Ritz vector.
         residuals : ndarray
-            Shape ``(size,)``.
+            Shape ``(size,)``; at least the rounding of a product.
         """
         values, coefficients = np.linalg.eigh(self._projection[: self.size, : self.size])
-        return values, coefficients, self.coupling * np.abs(coefficients[-1])
+        # No product is more exact than its rounding, whatever the recurrence says.
+        rounding = torch.finfo(self._basis.dtype).eps * self._scale
+        return values, coefficients, np.maximum(self.coupling * np.abs(coefficients[-1]), rounding)
 
     def vectors(self, coefficients: np.ndarray) -> Tensor:
         """Put Ritz vectors together: ``(size, k)`` to ``(k, n)``."""
@@ -283,8 +285,7 @@ def eigenpairs(
         If `start` is zero or not finite, or a number is out of range.
     """
     _require_start(start)
-    if isinstance(tol, bool | str) or not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r}: give a share of the largest eigenvalue in (0, 1), 0.01 for example.")
+    require_tolerance(tol)
     min_steps = require_whole("min_steps", min_steps, least=1)
     max_steps = require_whole("max_steps", max_steps, least=1)
     n_wanted = require_whole("n_low", n_low) + require_whole("n_high", n_high)
@@ -354,6 +355,18 @@ def tridiagonalize(matvec: Matvec, start: Tensor, n_steps: int) -> tuple[np.ndar
         if krylov.coupling == 0.0:
             break
     return np.diag(krylov._projection)[: krylov.size].copy(), np.array(couplings[: krylov.size - 1])
+
+
+def require_tolerance(tol: float) -> None:
+    """Check a tolerance of eigenvalues.
+
+    Raises
+    ------
+    ValueError
+        If it is no share.
+    """
+    if isinstance(tol, bool | str) or not 0 < tol < 1:
+        raise ValueError(f"tol={tol!r}: give a share of the largest eigenvalue in (0, 1), 0.01 for example.")
 
 
 def _require_start(start: Tensor) -> None:

@@ -188,9 +188,22 @@ class Network:
                 leaf.requires_grad_(False)
                 leaf.grad = None
             for module in self.model.modules():  # an activation that the model keeps would hold the whole graph
-                for name, value in vars(module).items():
-                    if isinstance(value, Tensor) and value.grad_fn is not None:
-                        setattr(module, name, value.detach())
+                for name, value in list(vars(module).items()):
+                    if (released := _released(value)) is not value:
+                        setattr(module, name, released)
+
+
+def _released(value: Any) -> Any:
+    """Detach the tensors in a value that a module keeps; the very same object where there is nothing to detach."""
+    if isinstance(value, Tensor):
+        return value if value.grad_fn is None else value.detach()
+    if type(value) in (list, tuple):
+        parts = [_released(part) for part in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
+    if type(value) is dict:
+        found = {key: _released(part) for key, part in value.items()}
+        return value if all(found[key] is value[key] for key in value) else found
+    return value
 
 
 @contextmanager

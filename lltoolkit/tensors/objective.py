@@ -36,7 +36,7 @@ from lltoolkit.tensors.measures import (
     standard_error,
 )
 from lltoolkit.tensors.network import Network, device_to_load_on
-from lltoolkit.tensors.params import ParameterFilter, Params, sha256
+from lltoolkit.tensors.params import ParameterFilter, Params, name_of_filter, sha256
 from lltoolkit.tensors.subspace import require_fit
 
 Values: TypeAlias = dict[tuple[str, str], float]
@@ -199,14 +199,10 @@ class Objective:
     @property
     def config(self) -> dict[str, object]:
         """All that decides the measured values beside weights and examples, JSON-able."""
-        if isinstance(self.parameters, str) or self.parameters is None:
-            parameters = self.parameters or "all"
-        else:
-            parameters = getattr(self.parameters, "__qualname__", type(self.parameters).__name__)
         return {
             **self._measures.config(),
             "buffers": self.buffers,
-            "parameters": parameters,
+            "parameters": name_of_filter(self.parameters),
             "n_weights": self.network.flat.numel(),
             "n_examples": self.n_examples,
             "seed": self.seed,

@@ -36,6 +36,13 @@ def parameters_of(model: nn.Module, names: Iterable[str] | None = None) -> Param
     }
 
 
+def name_of_filter(parameters: ParameterFilter) -> str:
+    """Name a choice of parameters for the record: "all", the expression, or the function's name."""
+    if parameters is None or isinstance(parameters, str):
+        return parameters or "all"
+    return str(getattr(parameters, "__qualname__", type(parameters).__name__))
+
+
 def weights_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Group the floating-point parameters of `model` by the weight they hold.
 

@@ -60,7 +60,7 @@ def stability_threshold(
 
     It is a statement on full batches, on the loss's local quadratic, and for Adam on a preconditioner
     :math:`P=\mathrm{diag}(\sqrt{\hat v}+\epsilon)` that stands still; the second beta is therefore not in it.
-    Minibatches diverge earlier, and their sharpness does not gather at this value.
+    It is no statement on minibatches.
 
     Parameters
     ----------

@@ -108,5 +108,23 @@ def test_interval_passes_over_nan():
     np.testing.assert_allclose(high, [95, np.nan, 7])
 
 
+def test_a_bound_settles_only_what_lies_behind_it():
+    values, bounds = np.array([1.0, 2, 2, 3]), np.array([0, 1, 0, 0])
+    np.testing.assert_array_equal(pair_signs(values, bounds), [-1, -1, -1, 0, 0, -1])
+    np.testing.assert_array_equal(pair_signs(values, -bounds), [0, -1, -1, 0, -1, -1])
+    np.testing.assert_array_equal(pair_signs(values, np.array([1, 1, 0, -1])), [0, 0, 0, 0, 0, 0])
+
+
+def test_bounds_are_ties_in_all_correlations(rng):
+    # Bounds above all other values are tied with one another and with nothing else: as if they were one value.
+    x, y = rng.permutation(12).astype(float)[None], rng.random((1, 12))
+    bounds = (x >= 9).astype(float)
+    counts = cluster_counts(np.arange(12), 20, rng)
+    tied = np.minimum(x, 9)
+    np.testing.assert_allclose(resampled_tau(x, y, counts, bounds), resampled_tau(tied, y, counts))
+    np.testing.assert_allclose(resampled_rho(x, y, counts, bounds), resampled_rho(tied, y, counts))
+    np.testing.assert_allclose(redrawn_tau(x, y, bounds), redrawn_tau(tied, y))
+
+
 def test_infinity_is_the_largest():
     np.testing.assert_array_equal(pair_signs(np.array([np.inf, 1.0, np.inf])), [1, 0, -1])

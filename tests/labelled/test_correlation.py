@@ -140,6 +140,35 @@ def test_resampled_test_examples_by_hand():
             )
 
 
+def test_redrawn_test_examples_pull_tau_to_zero_twice():
+    # The table in the notes of rank_correlation, in small: many examples or models far apart, and few and close.
+    middles = {}
+    for n_examples, apart in ((4000, 0.02), (400, 0.01)):
+        told = []
+        for seed in range(25):
+            rng = np.random.default_rng(seed)
+            hidden = rng.normal(size=(24, 1))
+            true = 0.1 + apart * hidden
+            errors = (rng.random((24, n_examples)) < true).astype(np.float32)
+            table = xr.Dataset(
+                {
+                    "value": (("model", "measure"), hidden + 0.75 * rng.normal(size=(24, 1))),
+                    "test_example_error": (("model", "example"), errors),
+                },
+                {"measure": ["trace"], "test_error": ("model", errors.mean(axis=1, dtype=float))},
+            )
+            found = rank_correlation(table, against="test_error", given=None, n_bootstrap=100).squeeze()
+            ends = float(found.tau_test_low), float(found.tau_test_high)
+            truth = stats.kendalltau(table.value, true).statistic
+            told.append((truth, float(found.tau), np.mean(ends), ends[0] <= truth <= ends[1]))
+        middles[n_examples] = np.mean(told, axis=0)
+    many, few = middles[4000], middles[400]
+    assert many[3] >= 0.7
+    assert few[3] <= 0.3
+    assert few[0] > 1.4 * few[1] > 1.6 * few[2] > 0
+    assert many[0] > many[1] > many[2] > 0.8 * many[0]
+
+
 def test_without_values_per_example_there_is_no_such_interval():
     table = make_table(n_examples=100)
     assert rank_correlation(table.drop_vars("test_example_error"), n_bootstrap=9).tau_test_low.isnull().all()
@@ -232,7 +261,43 @@ def test_bounds_are_counted():
     table["censored"] = (("model", "measure"), np.zeros((24, 3), dtype=np.int8))
     table["censored"][:5, 1] = 1
     table["value"][0, 1] = np.nan
-    np.testing.assert_array_equal(rank_correlation(table, n_bootstrap=10).n_censored, [[0, 4, 0]])
+    found = rank_correlation(table, n_bootstrap=10)
+    np.testing.assert_array_equal(found.n_censored, [[0, 4, 0]])
+    assert "Up to 4 models have only a bound" in found.attrs["note"]
+
+
+@pytest.mark.parametrize("sharper", ["higher", "lower"])
+def test_a_pair_whose_order_a_bound_leaves_open_is_a_tie(sharper):
+    # The bounds 3 and 5 may be of true values that are anything above. Against the larger values they say nothing.
+    value, censored = np.array([1.0, 2, 3, 4, 5, 6, 7]), np.array([0, 0, 1, 0, 1, 0, 0])
+    gap = np.array([2.0, 1, 3, 5, 4, 7, 6])
+    table = xr.Dataset(
+        {"value": (("model", "measure"), value[:, None]), "censored": (("model", "measure"), censored[:, None])},
+        coords={
+            "measure": ["radius"],
+            "measure_sharper": ("measure", [sharper]),
+            "error_gap": ("model", gap),
+            "train_loss": ("model", gap[::-1]),
+        },
+    )
+    settled = [
+        (i, j)
+        for j in range(7)
+        for i in range(j)  # value[i] < value[j]
+        if not censored[i]
+    ]
+    sign = {"higher": 1, "lower": -1}[sharper]
+    of_gap = [sign * np.sign(gap[j] - gap[i]) for i, j in settled]
+    of_loss = [sign * np.sign(gap[6 - j] - gap[6 - i]) for i, j in settled]
+    tau, with_loss = (sum(signs) / np.sqrt(len(settled) * 21) for signs in (of_gap, of_loss))
+    found = rank_correlation(table, n_bootstrap=200).squeeze()
+    assert found.tau == pytest.approx(tau)
+    between = stats.kendalltau(gap, gap[::-1]).statistic
+    partial = (tau - with_loss * between) / np.sqrt((1 - with_loss**2) * (1 - between**2))
+    assert found.tau_partial == pytest.approx(partial)
+    assert found.tau_low <= found.tau <= found.tau_high
+    table["censored"][:] = 1
+    assert rank_correlation(table, n_bootstrap=5).tau.isnull().all()
 
 
 @pytest.mark.parametrize(("n", "verdict"), [(4, "undecided"), (5, "positive")])

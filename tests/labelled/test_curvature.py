@@ -186,18 +186,21 @@ def test_an_audit_by_hand():
         {
             "eig_min": np.array([[-1.0, -1.0, -1.0, math.nan, -3.0, -1.0]]),
             "eig_max": np.array([[10.0, 10.0, 9.0, math.nan, -1.0, 10.0]]),
-            # Right within 1 %; the lower end missed; the upper end missed; NaN; nothing positive, right; not audited.
-            "audit_eig_min": np.array([[-1.1, -1.2, -1.0, math.nan, -3.02, math.nan]]),
-            "audit_eig_max": np.array([[10.0, 10.0, 10.0, math.nan, -1.0, math.nan]]),
+            # Right within 1 %; the lower end missed; the upper end missed; NaN; nothing positive, right.
+            # The last one's audit did not converge: it says nothing.
+            "audit_eig_min": np.array([[-1.1, -1.2, -1.0, math.nan, -3.02, -7.0]]),
+            "audit_eig_max": np.array([[10.0, 10.0, 10.0, math.nan, -1.0, 10.0]]),
             "n_hvp": np.array([[10, 20, 30, 0, 40, 50]]),
             "audit_n_hvp": np.array([[100, 100, 100, 0, 100, 0]]),
             "converged": np.array([[1, 1, 1, 0, 1, 1]]),
+            "audit_converged": np.array([[1, 1, 1, 0, 1, 0]]),
         },
     )
     found = summarize_audit(some, 0.0101)
     assert found.pop("audited_max") == pytest.approx(0.1)
     assert found == {
         "n_audit": 4,
+        "n_audit_unconverged": 1,
         "n_audit_missed": 2,
         "audit_miss_rate": 0.5,
         "n_unconverged": 1,

@@ -9,7 +9,9 @@ import xarray as xr
 from lltoolkit import SchemaError, open_result, save_result
 from lltoolkit.labelled.schema import REQUIRED_ATTRS, SHARPNESS_COORDS, SHARPNESS_VARIABLES, validate
 from lltoolkit.labelled.sharpness import (
+    COUNTS,
     NUMBERS,
+    TEXTS,
     Column,
     add_attributes,
     adopt_table,
@@ -20,9 +22,11 @@ from lltoolkit.labelled.sharpness import (
     gaps,
     is_begun,
     is_missing,
+    part_of,
     places_of,
     read_attributes,
     row_dim,
+    to_file,
 )
 
 ATTRS = dict.fromkeys(REQUIRED_ATTRS, "x") | {"kind": "sharpness", "schema_version": 1}
@@ -39,8 +43,13 @@ def table(rows=("a", "b", "c"), labels=("one", "two"), dim="model"):
 
 def begin(of, name, tests="same", n_examples=3, **numbers):
     place = places_of(of, row_dim(of), [name])[0]
-    examples = {"test_example_loss": np.full(n_examples, place)} if tests else {}
-    fill_row(of, place, {"theta_sha256": f"theta {name}", "test_sha256": tests, **gaps(numbers)}, examples)
+    examples = {"test_example_loss": np.full(n_examples, place)} if tests and row_dim(of) == "model" else {}
+    record = {"theta_sha256": f"theta {name}", "test_sha256": tests, "n_test_examples": n_examples}
+    fill_row(of, place, record | gaps(numbers), examples)
+
+
+def part(of, *names):
+    return part_of(of, places_of(of, "model", names), range(of.sizes["measure"]))
 
 
 # --- layout
@@ -72,6 +81,7 @@ def test_a_saved_table_opens_identical(tmp_path, dim, rows):
     whole = table(rows, dim=dim)
     fill_value(whole, (1, 0), math.inf, 0.5, True)
     begin(whole, rows[1], train_loss=0.25)
+    fill_value(whole, (0, 0), 1.0, math.nan, False, "f00")
     add_attributes(whole, {"lr": {rows[0]: 0.1}, "note": {rows[1]: "é"}, "decay": dict.fromkeys(rows, True)}, None)
     opened = open_result(save_result(whole, tmp_path / "a.sharpness.nc"))
     xr.testing.assert_identical(opened, whole)
@@ -82,10 +92,15 @@ def test_a_saved_table_opens_identical(tmp_path, dim, rows):
 def test_a_table_is_a_plain_frame():
     whole = table()
     fill_value(whole, (0, 1), 2.0, 0.5, False)
-    frame = whole.to_dataframe()
+    for name in "abc":
+        begin(whole, name)
+    frame = whole[["value", "value_se", "status"]].to_dataframe()
     assert frame.index.names == ["model", "measure"]
     assert frame.loc[("a", "two"), ["value", "value_se", "status"]].tolist() == [2.0, 0.5, 1]
     assert len(frame) == 6
+    columns = {"value", *NUMBERS, "model_name", "n_params", *SHARPNESS_COORDS, "measure_sharper"}
+    assert set(whole["value"].to_dataframe().columns) == columns
+    assert {*TEXTS, *COUNTS, "measure_options"} - {"model_name", "n_params"} < set(whole.data_vars)
 
 
 @pytest.mark.parametrize("name", [*SHARPNESS_VARIABLES, *SHARPNESS_COORDS])
@@ -127,20 +142,31 @@ def test_gaps_by_hand():
     assert set(found) == set(only_train) == set(NUMBERS)
 
 
-def test_examples_are_kept_while_all_models_share_them():
+@pytest.mark.parametrize(
+    "other", [{"tests": "others", "n_examples": 5}, {"tests": "others", "n_examples": 2}, {"tests": ""}]
+)
+def test_examples_are_shown_where_models_share_them(other, tmp_path):
     whole = table()
     begin(whole, "a")
     begin(whole, "c")
+    xr.testing.assert_identical(part(whole, "a", "b", "c"), to_file(whole))
     np.testing.assert_array_equal(whole["test_example_loss"], np.float32([[0] * 3, [np.nan] * 3, [2] * 3]))
     assert whole["test_example_loss"].dtype == np.float32
     assert whole["test_example_loss"].attrs["units"] == "nat"
-    for other in ({"tests": "others", "n_examples": 5}, {"tests": ""}):
-        mixed = whole.copy(deep=True)
-        begin(mixed, "b", **other)
-        assert "test_example_loss" not in mixed
-        assert "example" not in mixed.dims
-        begin(mixed, "b", **other)  # and don't come back
-        assert "test_example_loss" not in mixed
+    alike = part(whole, "c", "a")
+    begin(whole, "b", **other)
+    saved = open_result(save_result(to_file(whole), tmp_path / "a.sharpness.nc"))
+    again = table()
+    adopt_table(again, saved)
+    for mixed in (whole, again):
+        xr.testing.assert_identical(part(mixed, "c", "a"), alike)
+        for names in ("ab", "abc"):
+            assert "example" not in part(mixed, *names).dims
+        found = part(mixed, "b").get("test_example_loss", np.array([]))
+        assert found.values.tolist() == [[1] * other["n_examples"]] if other["tests"] else not found.size
+    # Of the file nobody takes the values for those of the same examples.
+    assert "test_example_loss" not in saved
+    assert "mixed_test_example_loss" in saved
 
 
 # --- adopting
@@ -159,6 +185,7 @@ def test_a_larger_table_adopts_values_at_their_names():
     assert is_missing(new).sum() == 9 - 4
     assert is_begun(new).tolist() == [True, False, False]
     assert new["train_loss"].sel(model="c") == 0.5
+    assert new["test_example_loss"].attrs == old["test_example_loss"].attrs
     np.testing.assert_array_equal(new["test_example_loss"].sel(model="c"), [1, 1, 1])
     assert new["test_example_loss"].sel(model="b").isnull().all()
 
@@ -216,6 +243,7 @@ def test_what_a_file_says_of_its_models_stays():
         ({"lr": [1, 2]}, r"'lr' is \[1, 2\]; give \{name: value\}, or 3 values"),
         ({"lr": "abc"}, r"'lr' is 'abc'"),
         ({"train_loss": [1, 2, 3]}, "'train_loss' is something else in this table"),
+        ({"variables_sha256": [1, 2, 3]}, "'variables_sha256' is something else in this table"),
         ({"a": {"measure": 1}}, "'measure' is something else"),
     ],
 )

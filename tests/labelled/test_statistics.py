@@ -1,5 +1,6 @@
 """Numbers of landscapes against closed forms, and the laws that make them numbers of the surface, not of its grid."""
 
+import itertools
 import math
 
 import numpy as np
@@ -89,6 +90,37 @@ def test_the_pairs_tell_the_number_of_lakes_at_every_level(shape, seed, n_height
         lakes = ndimage.label(known & (values <= level), structure=np.ones((3, 3)))[1]
         assert lakes == ((born <= level) & (level < born + found.persistence)).sum()
     assert (np.diff(found.persistence[np.isfinite(found.persistence)]) <= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 7), (3, 4, 4)])
+def test_mirrored_and_turned_grids_have_the_mirrored_minima(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(100 // 4 ** (len(shape) - 1)):
+        values = rng.integers(4, size=shape).astype(float)
+        values[rng.random(shape) < 0.1] = np.inf
+        known = rng.random(shape) < 0.9
+        told = set()
+        for axes in itertools.permutations(range(len(shape))):
+            for steps in itertools.product((1, -1), repeat=len(shape)):
+                box = tuple(slice(None, None, step) for step in steps)
+                found = find_minima(values[box].transpose(axes), known[box].transpose(axes))
+                told.add(tuple(sorted(zip(found.persistence.tolist(), found.at_edge.tolist(), strict=True))))
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "at_edge"),
+    [
+        ([1, 1, 2, 3, 2, 4], [True, False]),
+        ([math.inf, 1, 1, 1], [True]),
+        ([2, 1, 1, 1, 2], [False]),
+        ([1, 2, 1, 2], [False, True]),  # of equal bottoms the one inside goes on
+    ],
+)
+def test_a_floor_is_at_the_edge_where_any_of_its_cells_is(values, at_edge):
+    for each in (values, values[::-1]):
+        found = find_minima(np.array(each, dtype=float), np.ones(len(values), dtype=bool))
+        assert found.at_edge.tolist() == at_edge
 
 
 def test_an_askew_valley_is_one_valley():
@@ -383,7 +415,14 @@ def test_a_surface_of_one_chosen_split_keeps_its_name():
         ({"levels": "log"}, "levels='log'"),
         ({"persistence": -1}, "persistence=-1"),
         ({"window": 0}, "window=0"),
+        ({"levels": []}, r"levels=\[\]: give one finite number or more"),
+        ({"levels": [1, [2]]}, "finite number"),
+        ({"levels": 1.0}, "levels=1.0"),
+        ({"persistence": "x"}, "persistence='x': give a number of at least 0"),
+        ({"window": "a"}, "window='a': give a number above 0"),
         ({"ends": (1, 1)}, "two different"),
+        ({"ends": 3}, "ends=3: give two different coordinates"),
+        ({"ends": (0, 3)}, r"ends=\(0, 3\): the line goes from -1 to 1"),
         ({"var": "status"}, None),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_panel_for_each_measure(table):
     assert [ax.get_xscale() for ax in fig.axes] == ["log", "linear", "linear"]
     assert fig.axes[0].get_xlabel() == "largest eigenvalue [nat]"
     assert [ax.get_ylabel() for ax in fig.axes] == ["error gap", "", ""]
-    fig.canvas.draw()
+    fig.draw_without_rendering()
 
 
 def test_titles_are_tau_and_its_interval(table):
@@ -83,7 +83,7 @@ def test_a_bar_down_to_zero_does_not_stretch_a_log_axis(table, ax):
     table["value_se"][int(np.argmin(table.value.values[:, 0])), 0] = 5 * least
     plot_sharpness(table, measures="lambda_max", ax=ax)
     assert ax.get_xlim()[0] > least / 4
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 def test_groups_have_colours_and_markers(table):
@@ -98,7 +98,7 @@ def test_groups_have_colours_and_markers(table):
     both = plot_sharpness(table, group=["optimizer", "batch_size"])
     assert both.legends[0].get_texts()[0].get_text() == "adam, 128"
     assert len(both.legends[0].get_texts()) == 6
-    fig.canvas.draw()
+    fig.draw_without_rendering()
 
 
 def test_a_model_without_the_attribute_is_drawn(table, ax):
@@ -117,22 +117,26 @@ def test_bounds_are_hollow_and_point_onward(table, ax):
     assert len(arrows) == 2
     # A radius that was never reached is larger, and the axis is reversed.
     assert all(arrow.get_position()[0] < 0 for arrow in arrows)
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
+    assert "hollow: only a bound (up to 2 models)" in plot_sharpness(table).get_supxlabel()
+    assert "hollow" not in plot_sharpness(table, measures=["lambda_max", "trace"]).get_supxlabel()
 
 
 def test_values_that_cannot_be_drawn_are_counted(table, ax):
     table["value"][3, 0], table["value"][4, 0], table["value"][5, 0] = np.nan, np.inf, -1.0
     plot_sharpness(table, measures="lambda_max", xscale="log", ax=ax)
-    assert ax.texts[0].get_text() == "2 of 12 NaN or infinite\n1 of 12 not above 0"
+    told = ax.get_title().replace("\N{NO-BREAK SPACE}", " ").splitlines()[1:]
+    assert " ".join(told) == "not drawn: 1 NaN only ranked: 1 infinite, 1 not above 0"
     assert len(points(ax)) == 9
-    ax.figure.canvas.draw()
+    assert not ax.texts  # nothing lies on the points
+    ax.figure.draw_without_rendering()
 
 
 def test_nothing_to_draw(table):
     table["value"][:] = np.nan
     fig = plot_sharpness(table)
-    assert all(ax.get_title() == r"$\tau$ undefined" for ax in fig.axes)
-    fig.canvas.draw()
+    assert all(ax.get_title() == "$\\tau$ undefined\nnot drawn: 12 NaN" for ax in fig.axes)
+    fig.draw_without_rendering()
 
 
 def test_few_configurations_are_told(table):

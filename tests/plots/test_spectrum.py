@@ -52,7 +52,7 @@ def test_a_single_eigenvalue_is_within_the_axis(ax):
     assert bottom < peak / 5
     assert bottom > peak / 30
     assert top > spectrum.density.max()
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 def test_band_is_between_low_and_high(ax):
@@ -79,7 +79,7 @@ def test_two_spectra_on_one_axes(ax):
     assert ax.get_ylim()[0] == pytest.approx(bottom)
     assert [text.get_text().split()[0] for text in ax.get_legend().get_texts()] == ["a"] * 3 + ["b"] * 3
     assert ax.get_legend()._ncols == 2
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 def test_symlog_keeps_its_linear_part(ax):

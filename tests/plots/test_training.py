@@ -42,6 +42,31 @@ def test_a_threshold_of_the_preconditioned_hessian_is_left_out(table):
     assert len(ax.get_lines()) == 1
 
 
+def test_labels_and_legends_lie_beside_the_curves_and_not_on_them(table):
+    four = xr.concat([table, table.assign_coords(measure=["sam", "asam"])], "measure", data_vars="minimal")
+    names = ["largest Hessian eigenvalue", "trace of the Hessian", "worst case in a ball, logits normalized", "average"]
+    four = four.assign_coords(
+        measure_long_name=("measure", [name + " under noise proportional to each weight" for name in names]),
+        train_loss=("step", np.linspace(0.06, 0.02, 5), {"long_name": "train loss", "units": "nat"}),
+    )
+    for fig in (plot_sharpness(four), plot_sharpness(four, measures="lambda_max")):
+        fig.draw_without_rendering()
+        box = fig.bbox
+        for ax in fig.axes:
+            for label in filter(lambda label: label.get_text(), (ax.xaxis.label, ax.yaxis.label)):
+                inside = label.get_window_extent()
+                assert inside.y0 >= 0
+                assert inside.y1 <= box.height
+            if ax.get_yscale() == "log":
+                low, high = ax.get_ylim()
+                labels = [tick.get_text() for tick in ax.get_yticklabels() if low <= tick.get_position()[1] <= high]
+                labels += [tick.get_text() for tick in ax.get_yticklabels(minor=True)]
+                assert 2 <= len([text for text in labels if text]) <= 4
+            elif legend := ax.get_legend():
+                assert legend.get_window_extent().y0 >= ax.get_window_extent().y1 - 1
+    assert sum(ax.get_legend() is not None for ax in plot_sharpness(four).axes) == 1
+
+
 def test_bad_input(table):
     with pytest.raises(ValueError, match="Did you mean 'trace'"):
         plot_sharpness(table, measures=["trac"])

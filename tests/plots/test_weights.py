@@ -45,7 +45,7 @@ def test_default_range_holds_the_widest(weights, ax):
     first, last = ax.get_xlim()
     assert first == pytest.approx(-last)
     assert last == pytest.approx(np.quantile(np.abs(wide["w"]), 0.999))
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 def test_every_holder_of_weights_draws_the_same(ax):
@@ -65,7 +65,7 @@ def test_told_apart_without_colour(weights, ax):
     assert len({str(patch.get_linestyle()) for patch in ax.patches}) == 5
     assert len({patch.get_edgecolor() for patch in ax.patches}) == 5
     assert ax.get_yscale() == "log"
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 def test_broken_weights_are_counted(ax):
@@ -77,7 +77,7 @@ def test_broken_weights_are_counted(ax):
 def test_nothing_to_see(values, ax):
     with np.errstate(all="raise"):
         plot_weights({"a": {"w": values}}, ax=ax)
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(

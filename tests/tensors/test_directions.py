@@ -457,5 +457,17 @@ def test_hessian_directions_move_the_chosen_parameters_only():
 
 def test_more_axes_than_eigenvalues_are_refused():
     objective, _ = curved(1)
-    with pytest.raises(ValueError, match="highest"):
+    with pytest.raises(ValueError, match="1 weights can't span 2 axes"):
         hessian_subspace(objective, dims=2)
+    # Three weights, two different eigenvalues: one vector would stand at both ends.
+    round_ = Objective(torch.nn.Linear(3, 1, bias=False), (torch.eye(3), torch.zeros(3, 1)), loss="mse")
+    with pytest.raises(ValueError, match="fewer than 2"):
+        hessian_subspace(round_, ends="both")
+
+
+def test_directions_of_one_split_are_those_of_its_loss():
+    x, y = seeded(lambda: (torch.randn(12, 3).double(), torch.randn(12, 1).double()), 6)
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    both = Objective(model, {"train": (x[:6], y[:6]), "test": (x[6:], y[6:])}, loss="mse", dtype="float64")
+    found = hessian_subspace(both, split="test", dims=1, tol=1e-8).config["eigenvalues"][0]
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(2 * x[6:].T @ x[6:] / 6)[-1]))

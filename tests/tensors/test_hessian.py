@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lltoolkit.tensors.hessian import Hessian, choose_variables
 from lltoolkit.tensors.lanczos import extreme_eigenvalues
 from lltoolkit.tensors.objective import Objective
 from lltoolkit.tensors.params import filter_norms
-from tests.models import BY_NAME, ConvNet, seeded
+from tests.models import BY_NAME, seeded
 
 STEP = 1e-4
 
@@ -129,10 +130,11 @@ def test_a_batch_is_never_larger_than_what_is_free(monkeypatch):
     with Hessian(objective).at() as point:
         expected = point(vector)
     monkeypatch.setattr("lltoolkit.tensors.hessian.available_memory", lambda _: 2000)
-    with Hessian(objective).at() as point:
+    hessian = Hessian(objective)
+    with hessian.at() as point:
         assert 0 < point.kept_share < 1
         torch.testing.assert_close(point(vector), expected, rtol=1e-12, atol=1e-14)
-    assert objective.batch_size < 11  # which whoever keeps results writes down
+    assert hessian.batch_size < 11 == objective.n_examples["train"]  # which whoever keeps results writes down
 
 
 def test_memory_that_runs_out_gives_every_graph_back(monkeypatch):
@@ -141,7 +143,8 @@ def test_memory_that_runs_out_gives_every_graph_back(monkeypatch):
     with Hessian(objective).at() as point:
         expected = point(vector)
     hessian = Hessian(objective)
-    hessian.graph_bytes()
+    with hessian.at():  # the first point also measures its graph
+        pass
     true, calls = hessian._differentiate, []
 
     def runs_out(batch, *, again=True):
@@ -233,12 +236,17 @@ def test_recomputed_statistics_are_constants():
 def test_tied_weights_move_together():
     case = BY_NAME["transformer_tied"]
     objective = Objective(case.model(), case.data(), dtype="float64", **case.options)
-    hessian = Hessian(objective)
-    assert sum(name.endswith(("embedding.weight", "output.weight")) for name in hessian.names) == 1
-    draw = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, hessian.n, generator=draw, dtype=torch.float64)
+    hessian = Hessian(objective, parameters="embedding|output")
+    (name,) = hessian.names
+    vector = torch.randn(hessian.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / hessian.n**0.5
     with hessian.at() as point:
-        assert float(a @ point(b)) == pytest.approx(float(b @ point(a)), rel=1e-10)
+        curvature = float(vector @ point(vector))
+    theta, step = objective.theta, hessian.unflatten(vector)[name]
+    before, here, after = (  # both of its places move
+        objective.measure(theta | {name: theta[name] + distance * step})["train", "loss"]
+        for distance in (-STEP, 0, STEP)
+    )
+    assert curvature == pytest.approx((after - 2 * here + before) / STEP**2, rel=1e-3, abs=1e-6)
 
 
 def test_a_linear_loss_has_no_curvature():
@@ -305,18 +313,121 @@ def test_measuring_elsewhere_meanwhile_is_noticed():
     objective = Objective(smooth(), examples(), dtype="float64")
     with Hessian(objective).at() as point:
         objective.measure({name: 2 * tensor for name, tensor in objective.theta.items()})
-        with pytest.raises(RuntimeError, match="other weights"):
+        with pytest.raises(RuntimeError, match="weights are others"):
             point(torch.ones(31, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="closed"):
         point(torch.ones(31, dtype=torch.float64))
 
 
-def test_nothing_of_the_objective_has_changed_afterwards():
-    model = seeded(ConvNet, 0)
-    objective = Objective(model, BY_NAME["cnn_batchnorm"].data())
-    before = objective.measure(objective.theta)
-    with Hessian(objective).at() as point:
+def settings() -> tuple[object, ...]:
+    return (
+        torch.backends.cudnn.enabled,
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+    )
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_nothing_has_changed_afterwards(fault):
+    case = BY_NAME["cnn_batchnorm"]
+    objective = Objective(case.model(), case.data())
+    before, set_before = objective.measure(objective.theta), settings()
+    with suppress(KeyError), Hessian(objective).at() as point:
+        assert not torch.backends.cudnn.enabled
+        assert not torch.backends.mha.get_fastpath_enabled()
         point(torch.ones(Hessian(objective).n))
+        if fault:
+            raise KeyError
     assert objective.measure(objective.theta) == before
     assert not any(parameter.requires_grad for parameter in objective.network.model.parameters())
-    assert torch.backends.cudnn.enabled
+    assert settings() == set_before
+    assert objective.lock.acquire(blocking=False)
+    objective.lock.release()
+
+
+class Keeps(nn.Module):
+    """Keeps its activations in whatever is at hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        hidden = self.layer(x).tanh()
+        self.kept = [hidden, {"one": (hidden,)}]
+        return hidden
+
+
+def test_activations_that_a_model_keeps_hold_no_graph():
+    x, y = examples()
+    objective = Objective(Keeps(), (x.float(), y))
+    with Hessian(objective).at() as point:
+        point(torch.ones(12))
+    kept = objective.network.model.kept
+    assert kept[0].grad_fn is None
+    assert kept[1]["one"][0].grad_fn is None
+    objective.moved_to(objective.theta)  # copies the model, which a graph would forbid
+
+
+def test_memory_that_runs_out_at_the_first_batch_halves_it(monkeypatch):
+    objective = Objective(smooth(), examples(), dtype="float64", batch_size=8)
+    vector = torch.arange(31.0, dtype=torch.float64)
+    with Hessian(objective).at() as point:
+        expected = point(vector)
+    hessian = Hessian(objective)
+    with hessian.at():
+        pass
+    true = hessian._differentiate
+
+    def runs_out(batch, *, again=True):
+        if batch.size > 3:
+            raise MemoryError
+        return true(batch, again=again)
+
+    monkeypatch.setattr(hessian, "_differentiate", runs_out)
+    with hessian.at() as point:
+        assert hessian.batch_size == 2
+        torch.testing.assert_close(point(vector), expected, rtol=1e-12, atol=1e-14)
+    assert objective.batch_size == 8
+
+
+def test_memory_that_runs_out_in_a_product_gives_the_graphs_back(monkeypatch):
+    objective = Objective(smooth(), examples(), dtype="float64", batch_size=4)
+    vector = torch.arange(31.0, dtype=torch.float64)
+    hessian = Hessian(objective)
+    with hessian.at() as point:
+        expected = point(vector)
+    with hessian.at() as point:
+        true, calls = point._differentiate_again, []
+
+        def runs_out(graph, parts, *, keep):
+            calls.append(keep)
+            if len(calls) == 2:
+                raise MemoryError
+            return true(graph, parts, keep=keep)
+
+        monkeypatch.setattr(point, "_differentiate_again", runs_out)
+        assert torch.equal(point(vector), expected)
+        assert not point._kept
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"parameters": 3}, "parameters=3"),
+        ({"positions": torch.tensor([], dtype=torch.int64)}, "positions is empty"),
+        ({"metric": "fliter"}, "metric"),
+        ({"split": "tran"}, "split"),
+    ],
+)
+def test_bad_options_are_told(options, word):
+    objective = Objective(smooth(), examples(), dtype="float64")
+    with pytest.raises(ValueError, match=word):
+        Hessian(objective, **options)
+    with pytest.raises(ValueError, match="Objective"):
+        Hessian(smooth())
+    with Hessian(objective).at() as point, pytest.raises(ValueError, match="shape"):
+        point(torch.ones(3))

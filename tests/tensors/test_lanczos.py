@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from lltoolkit.tensors.lanczos import extreme_eigenvalues, tridiagonalize
+from lltoolkit.tensors.lanczos import Krylov, eigenpairs, extreme_eigenvalues, tridiagonalize
 
 
 def symmetric(n: int, seed: int = 0) -> torch.Tensor:
@@ -141,3 +141,30 @@ def test_an_invariant_space_ends_the_recurrence():
     assert len(alpha) == 2
     assert len(beta) == 1
     assert np.linalg.eigvalsh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)) == pytest.approx([1, 2])
+
+
+def test_the_basis_stays_orthogonal_where_one_pass_would_lose_it():
+    # An eigenvalue far above the rest: rounding of its size comes back in every later vector.
+    diagonal = torch.cat([torch.linspace(-1, 1, 300), torch.tensor([1e6])]).float()
+    krylov = Krylov(lambda v: diagonal * v, start(301).float(), 60)
+    for _ in range(40):
+        krylov.step()
+    basis = krylov._basis[: krylov.size]
+    assert float((basis @ basis.T - torch.eye(krylov.size)).abs().max()) < 1e-5
+
+
+def test_several_eigenvalues_at_each_end():
+    matrix = symmetric(60)
+    values = torch.linalg.eigvalsh(matrix).numpy()
+    found = eigenpairs(lambda v: matrix @ v, start(60), n_low=2, n_high=3, tol=1e-8)
+    assert found.values == pytest.approx(np.r_[values[:2], values[-3:]])
+    for value, vector in zip(found.values, found.vectors, strict=True):
+        assert float((matrix @ vector - value * vector).norm()) < 1e-6
+    with pytest.raises(ValueError, match="can't be given"):
+        eigenpairs(lambda v: v, start(2), n_high=3)
+
+
+def test_no_residual_is_below_rounding():
+    diagonal = torch.linspace(1, 2, 5)
+    found = extreme_eigenvalues(lambda v: diagonal * v, start(5).float())
+    assert found.residual_max >= torch.finfo(torch.float32).eps

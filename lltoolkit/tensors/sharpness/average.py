@@ -50,7 +50,7 @@ def average_perturbation(
     Raises
     ------
     ValueError
-        If a number is out of range, or logits are to be normalized and there are no class labels.
+        If a number is out of range, or logits are to be normalized and there are no class labels or fewer than 3.
 
     Notes
     -----

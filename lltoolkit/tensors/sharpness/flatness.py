@@ -35,7 +35,7 @@ def relative_flatness(
         Of the probes.
     layer : str, optional
         Regular expression that selects the weight of one layer by name; by default that of the last ``nn.Linear`` (in
-        the order in which the model holds its modules), as in the paper's experiments.
+        the order in which the model holds its modules), our choice.
     n_probes : int
         Matrices of random signs R, each with one Hessian-vector product: with v = W R the mean of ``v^T H v`` is the
         value.

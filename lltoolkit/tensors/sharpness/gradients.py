@@ -12,6 +12,8 @@ from lltoolkit.tensors.machine import without_cudnn
 from lltoolkit.tensors.measures import Gathered, class_axis_second, logits_of
 from lltoolkit.tensors.objective import Objective
 
+MIN_CLASSES = 3  # for logits to say anything after normalization
+
 
 class LossAt:
     """The mean loss over one split, or some examples of it, as a function of flat weights.
@@ -132,7 +134,8 @@ def normalize_logits(output: object, target: Tensor | None) -> Tensor:
     Raises
     ------
     ValueError
-        If the target holds no class labels.
+        If the target holds no class labels, or there are fewer than three classes: of two, the normalized logits are
+        always 1 and -1, so the loss would not change with the weights but where a decision does.
 
     References
     ----------
@@ -145,6 +148,12 @@ def normalize_logits(output: object, target: Tensor | None) -> Tensor:
         )
     logits = logits_of(output)
     axis = 1 if class_axis_second(logits, target) is logits else -1
+    if (n_classes := logits.shape[axis]) < MIN_CLASSES:
+        raise ValueError(
+            f"logit_normalized=True needs {MIN_CLASSES} classes or more, and the logits are of {n_classes}: of two, "
+            "normalized ones are 1 and -1 whatever the weights, and the value would always be 0. Leave it out, and the "
+            "measures that are named *_logit_normalized."
+        )
     return logits / logits.std(dim=axis, correction=0, keepdim=True)
 
 

@@ -1,5 +1,6 @@
 """Sharpness as the size of the basin: how far the loss stays within eps along filter-normalized directions."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,10 @@ from lltoolkit.tensors.seeds import generator
 from lltoolkit.tensors.sharpness.gradients import LossAt
 from lltoolkit.tensors.sharpness.measure import Estimate, require_positive
 
+log = logging.getLogger(__name__)
+
 N_RESAMPLES = 1000
+SMALLEST_SHARE = 1e-6  # of r_max: where a loss has risen even there, rounding moves it, and not the weights
 N_RUNGS = 6  # the search doubles the radius from r_max / 2^6 on
 
 
@@ -31,7 +35,7 @@ def volume_epsilon(
     """Find the filter-normalized radius at which the loss has risen by `eps`.
 
     Formula: the median over random directions d and signs of ``min {r : L(theta + r d) - L(theta) >= eps}``. Units: 1,
-    a share of the weights' own size. Range: (0, r_max]. **Large is flat**, against all other measures.
+    a share of the weights' own size. Range: [1e-6 r_max, r_max], or NaN. **Large is flat**, against all other measures.
 
     Parameters
     ----------
@@ -43,7 +47,7 @@ def volume_epsilon(
         The directions are those of ``random_subspace(objective, dims=1, seed=s)`` for s from `seed` to
         ``seed + n_seeds - 1``.
     eps : float
-        The rise, in units of the loss.
+        The rise, in units of the loss; above what rounding does to the loss.
     r_max : float
         Where the search ends; 1 is the edge of the paper's plots, where a direction is as long as the weights.
     n_seeds : int
@@ -54,9 +58,10 @@ def volume_epsilon(
     Returns
     -------
     Estimate
-        ``censored`` where the median lies at or beyond `r_max`; then it is a lower bound, without an error. The
-        standard error comes from resampling directions with replacement, both sides of one together, since they are
-        not independent; and the median's error has no simple formula.
+        NaN, with a warning in the log, where the loss has risen by `eps` within ``1e-6 r_max`` of the minimizer: then
+        `eps` is below the rounding of the loss. ``censored`` where the median lies at or beyond `r_max`; then it is a
+        lower bound, without an error. The standard error comes from resampling directions with replacement, both sides
+        of one together, since they are not independent; and the median's error has no simple formula.
 
     Raises
     ------
@@ -98,6 +103,17 @@ def volume_epsilon(
         direction = objective.network.flatten(random_subspace(objective, dims=1, seed=seed + place).directions[0])
         for side, step in enumerate((direction.double(), -direction.double())):
             radii[place, side] = _first_radius(partial(_has_risen, loss, step, base + eps), r_max, tol)
+    if radii.isnan().any():
+        log.warning(
+            "volume_epsilon: in %d of %d directions and signs the loss of %.6g rises by eps=%g within %g of the "
+            "minimizer: eps is below the loss's rounding, and the value is NaN. Raise eps, or compute in float64.",
+            int(radii.isnan().sum()),
+            radii.numel(),
+            base,
+            eps,
+            SMALLEST_SHARE * r_max,
+        )
+        return Estimate(math.nan)
     return _median(radii, r_max, seed)
 
 
@@ -106,7 +122,7 @@ def _has_risen(loss: LossAt, step: Tensor, level: float, radius: float) -> bool:
 
 
 def _first_radius(has_risen: Callable[[float], bool], r_max: float, tol: float) -> float:
-    """Find where a loss has first risen; infinite where it has not up to `r_max`."""
+    """Find where a loss has first risen; infinite where it has not up to `r_max`, NaN where it has at no distance."""
     below, above = 0.0, math.inf
     for rung in range(-N_RUNGS, 1):
         radius = r_max * 2.0**rung
@@ -117,6 +133,8 @@ def _first_radius(has_risen: Callable[[float], bool], r_max: float, tol: float) 
     if above == math.inf:
         return math.inf
     while above - below > tol * above:
+        if above < SMALLEST_SHARE * r_max:
+            return math.nan
         middle = (below + above) / 2
         if has_risen(middle):
             above = middle

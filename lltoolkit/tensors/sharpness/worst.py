@@ -51,12 +51,13 @@ def keskar_epsilon(
     Raises
     ------
     ValueError
-        If a number is out of range.
+        If a number is out of range, or logits are to be normalized and there are no class labels or fewer than 3.
 
     Notes
     -----
-    What is contested: Dinh et al. (2017) scale layers and make it as large as they like, with the function unchanged:
-    the box is the same for weights of any size below 1. It is the full-space variant (A = I); theirs with random
+    What is contested: Dinh et al. (2017) scale layers and make sharpness as large as they like, with the function
+    unchanged: the half-width of this box only goes from `eps` to twice `eps` as a weight grows from 0 to 1, so small
+    weights are moved by many times their size. It is the full-space variant (A = I); theirs with random
     subspaces of 100 dimensions is not here. A box in n dimensions has corners at a distance of ``eps sqrt(n)``, so
     larger models are looked at farther out.
 
@@ -121,7 +122,7 @@ def sam(
         Divide the logits of each example by the root mean square of their differences from their mean (Andriushchenko
         et al. 2023, section 3). The loss then does not see the scale of the logits, which changes no decision: with
         `asam` the value is the same however the last layer is scaled. It is the sharpness of another loss than the one
-        that was trained.
+        that was trained. It takes three classes or more: of two, the normalized logits are always 1 and -1.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def sam(
     Raises
     ------
     ValueError
-        If a number is out of range, or logits are to be normalized and there are no class labels.
+        If a number is out of range, or logits are to be normalized and there are no class labels or fewer than 3.
 
     Notes
     -----
@@ -187,7 +188,7 @@ def asam(
     Raises
     ------
     ValueError
-        If a number is out of range, or logits are to be normalized and there are no class labels.
+        If a number is out of range, or logits are to be normalized and there are no class labels or fewer than 3.
 
     Notes
     -----
@@ -196,9 +197,9 @@ def asam(
     key. Kwon et al. (2021) add 0.01 to the scale when they train; here it is left out, since it would break that. So
     a weight of exactly 0 (a fresh batch norm's bias) does not move.
 
-    What is contested: invariance alone does not make it go with generalization. Andriushchenko et al. (2023) find it no
-    better than the plain one in modern settings, and the right measure dependent on the data. Rotations of heads and
-    other symmetries that mix weights do change it.
+    What is contested: invariance alone does not make it go with generalization. Andriushchenko et al. (2023) find that
+    sharpness, adaptive sharpness included, does not correlate well with generalization in modern settings, and that the
+    right measure depends on the data. Rotations of heads and other symmetries that mix weights do change it.
 
     References
     ----------

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lltoolkit.tensors.objective import Objective
-from lltoolkit.tensors.sharpness.gradients import LossAt
+from lltoolkit.tensors.sharpness.gradients import LossAt, normalize_logits
 from tests.models import BY_NAME
 
 STEP = 1e-5
@@ -48,3 +48,17 @@ def test_recomputed_statistics_follow_the_weights():
     assert loss.with_gradient(1.1 * loss.theta)[0] == pytest.approx(here["test", "loss"], rel=1e-9)
     frozen = Objective(case.model(), case.data(), dtype="float64")
     assert LossAt(frozen, "test")(1.1 * loss.theta) != pytest.approx(here["test", "loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (6, 2, 5), (6, 1)])
+def test_normalized_logits_of_two_classes_would_say_nothing(shape):
+    target = torch.zeros(6, *shape[2:], dtype=torch.long)
+    with pytest.raises(ValueError, match=f"needs 3 classes or more, and the logits are of {shape[1]}"):
+        normalize_logits(torch.randn(shape, generator=torch.Generator().manual_seed(0)), target)
+
+
+def test_normalized_logits_have_no_scale():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = normalize_logits(5 * logits, torch.zeros(6, dtype=torch.long))
+    torch.testing.assert_close(found, logits / logits.std(1, correction=0, keepdim=True))
+    torch.testing.assert_close((found - found.mean(1, keepdim=True)).square().mean(1), torch.ones(6).double())

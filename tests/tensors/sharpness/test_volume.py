@@ -81,7 +81,24 @@ def test_a_loss_that_is_not_finite_has_risen():
 
 
 def test_a_tiny_radius_is_found_below_the_first_rung():
-    assert _first_radius(lambda radius: radius > 1e-7, 1.0, 1e-3) == pytest.approx(1e-7, rel=1e-3)
+    assert _first_radius(lambda radius: radius > 1e-5, 1.0, 1e-3) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_a_rise_below_rounding_is_no_radius(caplog):
+    radii = []
+
+    def has_risen(radius):
+        radii.append(radius)
+        return True
+
+    assert math.isnan(_first_radius(has_risen, 2.0, 0.01))
+    assert len(radii) < 20
+    assert min(radii) > 1e-7
+    model, data = tiny_model().float(), tuple(tensor for tensor in tiny_data())
+    found = volume_epsilon(Objective(model, (data[0].float(), data[1])), eps=1e-30, n_seeds=2)
+    assert math.isnan(found.value)
+    assert not found.censored
+    assert "below the loss's rounding" in caplog.text
 
 
 def test_without_a_filter_there_is_no_radius():
