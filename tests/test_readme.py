@@ -8,12 +8,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first, fast, cluster = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, fast, cluster, sharp = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     exec(first, names)
     assert names["surface"].sizes == {"split": 2, "alpha": 11, "beta": 11}
     assert {path.name for path in tmp_path.iterdir()} == {"mine.surface.nc", "mine.png"}
     assert "gradient norm at the minimizer" in capsys.readouterr().out
+    few = dict(names)  # on 200 examples, as the first block has them
+    exec(sharp, few)
+    assert few["table"]["value"].notnull().all()
+    assert "roughness" in capsys.readouterr().out
     exec(fast, names)
     assert names["surface"].attrs["tolerance_met"] == 1
     assert 0 <= float(capsys.readouterr().out) <= 0.05
