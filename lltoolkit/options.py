@@ -1,14 +1,16 @@
-"""What several commands share: their options, and the network, examples and subspace that these name."""
+"""What several commands share: their options, the network, examples and subspace that these name, and their errors."""
 
 import copy
+import functools
+import logging
 import math
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from lltoolkit.tensors.objective import Objective
     from lltoolkit.tensors.subspace import Subspace
     from lltoolkit.zoo.data import LoadedData
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="A folder of `lltoolkit train`; or --model and --weights.")
@@ -47,6 +52,33 @@ Workers = Annotated[int | None, typer.Option(help="Processes; default one a core
 Scheduler = Annotated[str | None, typer.Option(help="Of a Dask cluster to compute on, tcp://HOST:PORT.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Resume = Annotated[bool, typer.Option(help="Go on from what the file holds, or replace it.")]
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors that a user can mend into one line and exit status 1; an interrupt into 130.
+
+    Returns
+    -------
+    callable
+        The command, with the same signature.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError by birth
+            raise
+        except KeyboardInterrupt:
+            typer.echo("\nInterrupted. What is done is kept: the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
+                raise
+            typer.echo(f"Error: {str(error).replace('resume=False', '--no-resume')}", err=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
 
 
 @dataclass(frozen=True)

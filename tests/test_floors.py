@@ -125,7 +125,15 @@ FLOORS = [
         "lltoolkit.plots",
         "lltoolkit.render",
     ],
-    ["lltoolkit.demo", "lltoolkit.options", "lltoolkit.cli"],
+    [
+        "lltoolkit.demo",
+        "lltoolkit.options",
+        "lltoolkit.commands",
+        "lltoolkit.commands.compute",
+        "lltoolkit.commands.draw",
+        "lltoolkit.commands.inspect",
+        "lltoolkit.cli",
+    ],
 ]
 POSITION = {module: (floor, place) for floor, modules in enumerate(FLOORS) for place, module in enumerate(modules)}
 TORCH_FREE = ["lltoolkit.errors", "lltoolkit.files", "lltoolkit.labelled.schema", "lltoolkit.store"]
