@@ -13,6 +13,7 @@ from lltoolkit import __version__
 from lltoolkit.commands.compute import curvature, sharpness, surface
 from lltoolkit.commands.draw import plot
 from lltoolkit.commands.inspect import info
+from lltoolkit.commands.trajectory import trajectory
 from lltoolkit.options import model_options, reports_errors
 
 app = typer.Typer(
@@ -80,7 +81,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 128,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 5e-4,
     epochs: Annotated[int, typer.Option(help="Passes over the training split; 300 in the paper.")] = 300,
-    schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "step",
+    schedule: Annotated[str, typer.Option(help="step, cosine, one_cycle or constant.")] = "step",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     resume: Annotated[bool, typer.Option(help="Go on from what the folder holds, or train anew.")] = True,
@@ -117,5 +118,5 @@ def train(
     typer.echo(f"{run.path}\nepoch {float(last['epoch']):g}: {', '.join(figures)}")
 
 
-for command in (surface, curvature, sharpness, plot, info):
+for command in (surface, curvature, sharpness, trajectory, plot, info):
     app.command()(command)

@@ -15,7 +15,7 @@ from lltoolkit.execute import Execution
 from lltoolkit.identity import describe_surface, require_same, require_same_minimum
 from lltoolkit.journal import Journal
 from lltoolkit.keeping import Progress
-from lltoolkit.labelled.grid import Span, make_grid
+from lltoolkit.labelled.grid import MARGIN, Around, Span, make_grid
 from lltoolkit.labelled.plan import Ask, Filled, Plan
 from lltoolkit.labelled.refine import refine
 from lltoolkit.labelled.surface import (
@@ -57,7 +57,8 @@ def compute_surface(
     span: Span | None = None,
     resolution: int | Mapping[str, int] | None = None,
     coords: Mapping[str, Any] | None = None,
-    around: xr.Dataset | None = None,
+    around: Around | None = None,
+    margin: float = MARGIN,
     path: str | Path | None = None,
     resume: bool = True,
     tolerance: float | None = None,
@@ -80,14 +81,16 @@ def compute_surface(
         a dim ``direction``.
     span : float, (float, float) or mapping, optional
         ``s`` for ``(-s, s)``, two ends, or ``{"alpha": ..., "beta": ...}``. Default 1, in units of the
-        directions; for `interpolate` (-0.5, 1.5).
+        directions; for `interpolate` (-0.5, 1.5), for `pca_subspace` all of its checkpoints, as with `around`.
     resolution : int or mapping, optional
         Points per axis. Default 51 for a plane as in Li et al. (2018) (53 through three models, which makes them
         grid points), 201 for a line, 21 for a volume.
     coords : mapping, optional
         ``{"alpha": array, ...}``: the grid by hand; uneven and descending are fine.
-    around : xr.Dataset, optional
-        A trajectory to fit the grid to. One of `span`, `coords`, `around`.
+    around : xr.Dataset, or sequence or mapping of these, optional
+        Trajectories to fit the grid to, of `project_trajectory`. One of `span`, `coords`, `around`.
+    margin : float
+        Share of the trajectories' extent that is left free on each side.
     path : str or Path, optional
         Where to keep the result, ``<name>.surface.nc``. Computed cells are on disk about every second.
     resume : bool
@@ -176,7 +179,7 @@ def compute_surface(
         n_workers = require_whole("n_workers", n_workers, least=1)
     ensemble = not isinstance(subspace, Subspace)
     subspaces = _as_list(subspace)
-    grid = grid_of(subspaces[0], span=span, resolution=resolution, coords=coords, around=around)
+    grid = grid_of(subspaces[0], span=span, resolution=resolution, coords=coords, around=around, margin=margin)
     warn_of_no_origin(grid)
     for each in subspaces:
         require_match(objective, each)
@@ -236,6 +239,8 @@ def compute_surface(
 def grid_of(subspace: Subspace, **options: Any) -> dict[str, np.ndarray]:
     """Make the grid that `compute_surface` uses for the same options; see `make_grid`."""
     options["default_span"] = SPANS.get(subspace.kind, 1.0)
+    if subspace.kind == "pca" and subspace.config.get("extent"):
+        options["default_extent"] = dict(zip(subspace.axes, subspace.config["extent"], strict=True))
     options["default_resolution"] = RESOLUTIONS.get((subspace.kind, subspace.dims))
     return make_grid(subspace.axes, **options)
 
@@ -384,7 +389,9 @@ def _fill(objective: Objective, surface: xr.Dataset, filled: Sequence[Filled | N
 
 def keep_subspaces(subspaces: Sequence[Subspace], path: Path) -> None:
     """Save any subspace that can't be drawn again from its seed, beside the result."""
-    stem = path.name.removesuffix(".nc").removesuffix(".surface").removesuffix(".curvature")
+    stem = path.name.removesuffix(".nc")
+    for kind in ("surface", "curvature", "trajectory"):
+        stem = stem.removesuffix(f".{kind}")
     for place, subspace in enumerate(subspaces):
         number = f"-{place}" if len(subspaces) > 1 else ""
         if subspace.kind != "random":

@@ -16,7 +16,7 @@ from lltoolkit.errors import ResumeMismatch, require_whole
 from lltoolkit.identity import describe_surface, require_same, require_same_minimum
 from lltoolkit.keeping import Keeper, Progress, Reporter
 from lltoolkit.labelled.curvature import Tile, empty_curvature, ratios, summarize_audit, tiles
-from lltoolkit.labelled.grid import Span
+from lltoolkit.labelled.grid import MARGIN, Around, Span
 from lltoolkit.labelled.schema import STATUS
 from lltoolkit.labelled.surface import count_nonfinite, extent_of
 from lltoolkit.pools import InProcess, can_travel, choose_pool
@@ -50,7 +50,8 @@ def compute_curvature(
     span: Span | None = None,
     resolution: int | Mapping[str, int] | None = None,
     coords: Mapping[str, Any] | None = None,
-    around: xr.Dataset | None = None,
+    around: Around | None = None,
+    margin: float = MARGIN,
     parameters: ParameterFilter = None,
     metric: Literal["euclidean", "filter"] = "euclidean",
     tol: float = 1e-2,
@@ -78,7 +79,7 @@ def compute_curvature(
         Where, from `random_subspace`, `interpolate`, ...
     split : str, optional
         Whose mean loss is differentiated; default the first, which is ``"train"`` as a rule.
-    span, coords, around
+    span, coords, around, margin
         As in `compute_surface`.
     resolution : int or mapping, optional
         Points per axis. Default 15 (17 through the models of an interpolation): a cell costs about 10 Hessian-vector
@@ -166,7 +167,7 @@ def compute_curvature(
     if resolution is None and coords is None:
         plain = span is None and around is None
         resolution = RESOLUTIONS.get(subspace.kind, RESOLUTION) if plain else RESOLUTION
-    grid = grid_of(subspace, span=span, resolution=resolution, coords=coords, around=around)
+    grid = grid_of(subspace, span=span, resolution=resolution, coords=coords, around=around, margin=margin)
     warn_of_no_origin(grid)
     require_match(objective, subspace)
     hessian = Hessian(objective, split=split, parameters=parameters, metric=metric)

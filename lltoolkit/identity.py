@@ -26,22 +26,24 @@ WORDS = {"curvature": "curvature map", "sharpness": "table of sharpness"}  # for
 
 
 def identity(
-    objective: Objective, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
+    objective: Objective | None, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
 ) -> dict[str, str]:
     """Give the hashes that two results must share to be cells of one surface; `more` as in `surface_config`."""
     ids = [subspace.id for subspace in subspaces]
+    measured = {} if objective is None else {name: getattr(objective, name) for name in ("theta_sha256", "data_sha256")}
     return {
-        "theta_sha256": objective.theta_sha256,
-        "data_sha256": objective.data_sha256,
+        **measured,
         "subspace_id": ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest(),
         "config_sha256": hash_config(surface_config(objective, subspaces, more)),
     }
 
 
 def surface_config(
-    objective: Objective, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
+    objective: Objective | None, subspaces: Sequence[Subspace], more: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """Give all that decides a cell's values beside weights, examples and subspaces; `more` is what a kind adds."""
+    if objective is None:  # nothing is measured
+        return dict(more or {})
     return {**objective.config, "buffers": buffer_policy(objective, subspaces), **(more or {})}
 
 
@@ -79,11 +81,18 @@ def describe_surface(
         As `schema.validate` asks for, str, int and float only.
     """
     config = surface_config(objective, subspaces, more)
-    options = [subspace.config for subspace in subspaces]
     return {
         **describe_objective(kind, objective, config),
         **identity(objective, subspaces, more),
         **how,
+        **describe_subspaces(subspaces),
+    }
+
+
+def describe_subspaces(subspaces: Sequence[Subspace]) -> dict[str, Any]:
+    """Collect the attributes that say how subspaces were made; their hash is of `identity`."""
+    options = [subspace.config for subspace in subspaces]
+    return {
         "subspace_kind": _common([subspace.kind for subspace in subspaces]),
         "subspace": json.dumps(options[0] if len(options) == 1 else options, sort_keys=True),
         **{
@@ -164,7 +173,7 @@ def device_name(device: torch.device) -> str:
 
 def require_same(
     stored: xr.Dataset,
-    objective: Objective,
+    objective: Objective | None,
     subspaces: Sequence[Subspace],
     path: Path,
     *,
@@ -178,7 +187,7 @@ def require_same(
     stored : xr.Dataset
         From `path`.
     objective, subspaces
-        What is asked for.
+        What is asked for; without an objective a result that measures nothing.
     path : Path
         For the error.
     kind, more
@@ -197,10 +206,12 @@ def require_same(
     options = {"config_sha256": (json.loads(stored.attrs["config"]), surface_config(objective, subspaces, more))}
     if len(subspaces) == 1 and isinstance(recipe, dict):
         options["subspace_id"] = (recipe, subspaces[0].config)
+    here, nothing = identity(objective, subspaces, more), "none"
     differing = [
-        f"{SAME[key]} ({key} {stored.attrs[key]:.12} there, {value:.12} here{_changes(*options.get(key, ({}, {})))})"
-        for key, value in identity(objective, subspaces, more).items()
-        if stored.attrs[key] != value
+        f"{words} ({key} {stored.attrs.get(key, nothing):.12} there, {here.get(key, nothing):.12} here"
+        f"{_changes(*options.get(key, ({}, {})))})"
+        for key, words in SAME.items()
+        if stored.attrs.get(key, nothing) != here.get(key, nothing)
     ]
     if differing:
         raise ResumeMismatch(

@@ -126,14 +126,21 @@ class Source:
         if self.data is None:
             raise ValueError("--data is missing: digits, cifar10, ..., or the path of an .npz.")
         splits = zoo.load_data(self.data, normalize=self.normalize or "default")
-        network = zoo.build_model(
-            self.model,
-            **model_options(self.shortcut, self.width),
-            n_classes=splits.n_classes,
-            in_channels=splits["train"][0].shape[1],
-            input_size=splits["train"][0].shape[-1],
-        )
-        return zoo.load_weights(network, self.weights), splits
+        return zoo.load_weights(build_for(splits, self.model, self.shortcut, self.width), self.weights), splits
+
+
+def build_for(splits: "LoadedData", model: str, shortcut: str, width: int) -> "nn.Module":
+    """Build a network of the zoo for the images and classes of a data set."""
+    from lltoolkit import zoo
+
+    images = splits["train"][0]
+    return zoo.build_model(
+        model,
+        **model_options(shortcut, width),
+        n_classes=splits.n_classes,
+        in_channels=images.shape[1],
+        input_size=images.shape[-1],
+    )
 
 
 def choose_subspaces(

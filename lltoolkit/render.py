@@ -1,6 +1,7 @@
 """A plane as a 3D scene by PyVista: built, drawn and exported."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from lltoolkit.files import write_atomically
 from lltoolkit.plots.camera import View, azimuth_behind, fit_view
 from lltoolkit.plots.composite import axis_marks, compose
 from lltoolkit.plots.field import Field, pick_plane
-from lltoolkit.plots.frame import Frame, Track, clear_elevation, follow_path, lay_frame
+from lltoolkit.plots.frame import Frame, Track, clear_elevation, color_of_run, follow_paths, lay_frame, name_paths
 from lltoolkit.plots.relief import Relief
 from lltoolkit.plots.scale import choose_scale
 from lltoolkit.plots.scene import NO_OPENGL, RENDER, Scene, choose_window, require_opengl
@@ -31,7 +32,7 @@ def render_surface(
     *,
     var: str = "loss",
     split: str = "train",
-    trajectory: xr.Dataset | None = None,
+    trajectory: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
     scale: Literal["auto", "log", "linear"] = "auto",
     clip: float | None = None,
     upsample: bool = True,
@@ -50,9 +51,10 @@ def render_surface(
         A surface with two axes. Cells without a finite value are cut out.
     var, split : str
         What to show.
-    trajectory : xr.Dataset, optional
+    trajectory : xr.Dataset or mapping of str to xr.Dataset, optional
         With ``alpha(step)`` and ``beta(step)`` (the surface's axes): drawn as a tube on the surface and a line on the
-        floor. Parts outside the surface or above its rim are left out.
+        floor; or several runs by name, each in the colour that `plot_trajectory` gives it, with a legend in the
+        exported picture. Parts outside the surface or above its rim are left out.
     scale : {"auto", "log", "linear"}
         Of height and colour; ``"auto"``: log for a loss, linear for the rest, and where a log is not possible.
     clip : float, optional
@@ -82,7 +84,7 @@ def render_surface(
     ------
     ValueError
         If a choice is unknown, `surface` has no such plane, variable or split, or nothing to draw, or `trajectory`
-        lacks its axes.
+        lacks its axes or lies in another subspace.
     RuntimeError
         If this machine has no OpenGL library; the message names the Debian packages.
     """
@@ -91,23 +93,23 @@ def render_surface(
         raise ValueError(f"size={size!r} is too small for a picture; give pixels, for example (1400, 1200).")
     field = pick_plane(surface, var, split)
     frame, relief = lay_frame(field, scale=scale, clip=clip, upsample=upsample, cmap=cmap)
-    path = None if trajectory is None else follow_path(trajectory, frame, relief)
+    paths = {} if trajectory is None else follow_paths(trajectory, surface, frame, relief)
     choose_window()
-    if path is not None and path.n_outside:
-        frame = replace(frame, note=f"{frame.note}; {path.n_outside} points of the trajectory lie outside")
+    frame = name_paths(frame, paths)
     if azimuth is None:
-        azimuth = azimuth_behind(path.pieces[0][0], path.pieces[-1][-1]) if path and path.pieces else -60.0
+        shown = [path.pieces for path in paths.values() if path.pieces]
+        azimuth = azimuth_behind(shown[0][0][0], shown[0][-1][-1]) if shown else -60.0
     if elevation is None:
         elevation = clear_elevation(frame, relief, azimuth)
     view = (elevation, azimuth)
-    return RENDER.run(_build, field, frame, relief, path, view, size, var, upsample, floor, minimizer)
+    return RENDER.run(_build, field, frame, relief, paths, view, size, var, upsample, floor, minimizer)
 
 
 def _build(
     field: Field,
     frame: Frame,
     relief: Relief,
-    path: Track | None,
+    paths: Mapping[str, Track],
     view: tuple[float, float],
     size: tuple[int, int],
     var: str,
@@ -139,9 +141,9 @@ def _build(
         scene.add_mesh(lifted, name="iso-lines", color="black", opacity=0.55, line_width=1.6 * thick, lighting=False)
     if floor:
         _add_floor(scene, frame, lines, colors, thick)
-    if path is not None:
-        _add_path(scene, frame, relief, path, thick, floor)
-    elif (
+    for run, path in paths.items():
+        _add_path(scene, frame, relief, path, thick, floor, run, color_of_run(run, frame))
+    if not paths and (
         minimizer and not field.at and frame.first[0] <= 0 <= frame.first[1] and frame.second[0] <= 0 <= frame.second[1]
     ):
         _add_ball(scene, "minimizer", frame, relief, np.zeros(2), "white", 0.02)
@@ -192,24 +194,27 @@ def _add_floor(scene: Scene, frame: Frame, lines: pv.PolyData, colors: dict[str,
         scene.add_mesh(flat, name="floor lines", **colors, line_width=1.6 * thick, lighting=False)
 
 
-def _add_path(scene: Scene, frame: Frame, relief: Relief, path: Track, thick: float, floor: bool) -> None:
+def _add_path(
+    scene: Scene, frame: Frame, relief: Relief, path: Track, thick: float, floor: bool, run: str, color: str
+) -> None:
+    of = f" {run}" if run else ""
     for place, piece in enumerate(path.pieces):
         points = frame.place(*piece.T)
         # Along the normal: lifted straight up, a tube would pierce steep walls.
         lifted = points + 0.02 * frame.normals(relief, piece[:, 0], piece[:, 1])
         tube = pv.lines_from_points(lifted).tube(radius=0.016, n_sides=24)
         scene.add_mesh(
-            tube, name=f"trajectory {place}", color="#d62728", ambient=0.35, specular=0.3, smooth_shading=True
+            tube, name=f"trajectory{of} {place}", color=color, ambient=0.35, specular=0.3, smooth_shading=True
         )
         if floor:
             points[:, 2] = frame.floor
             shadow = pv.lines_from_points(points)
             scene.add_mesh(
-                shadow, name=f"floor trajectory {place}", color="#d62728", line_width=3 * thick, lighting=False
+                shadow, name=f"floor trajectory{of} {place}", color=color, line_width=3 * thick, lighting=False
             )
-    for name, at, color in (("start", path.start, "white"), ("end", path.end, "#ffe13a")):
+    for name, at, shade in (("start", path.start, "white"), ("end", path.end, "#ffe13a")):
         if at is not None:
-            _add_ball(scene, name, frame, relief, at, color, 0.034)
+            _add_ball(scene, f"{name}{of}", frame, relief, at, shade, 0.034)
 
 
 def _add_ball(scene: Scene, name: str, frame: Frame, relief: Relief, at: np.ndarray, color: str, radius: float) -> None:

@@ -1,5 +1,6 @@
 """The command line, typed as a user would."""
 
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 import lltoolkit as ll
 from lltoolkit.cli import app
 
-COMMANDS = ["demo", "train", "surface", "curvature", "sharpness", "plot", "info"]
+COMMANDS = ["demo", "train", "surface", "curvature", "sharpness", "trajectory", "plot", "info"]
 
 
 def run(*args, code=0):
@@ -87,11 +88,15 @@ def test_train_then_info_and_plot(tmp_path):
     described = run("info", tmp_path / "m.surface.nc")
     for fact in ("mlp", "25 computed", "train 20 of 1437", "normalize: filter", "theta_sha256"):
         assert fact in described
-    for form in ("lines", "slice", "surface"):
-        run("plot", tmp_path / "m.surface.nc", "--form", form, "--out", tmp_path / f"{form}.pdf")
-        assert (tmp_path / f"{form}.pdf").read_bytes().startswith(b"%PDF")
-    run("plot", tmp_path / "m.surface.nc")
-    assert (tmp_path / "m.filled.png").read_bytes().startswith(b"\x89PNG")
+    for kind in ("contour", "slice", "surface"):
+        run("plot", tmp_path / "m.surface.nc", "--kind", kind, "--style", "icml", "--out", tmp_path / f"{kind}.pdf")
+        assert (tmp_path / f"{kind}.pdf").read_bytes().startswith(b"%PDF")
+    run("plot", tmp_path / "m.surface.nc", "--form", "lines")
+    assert (tmp_path / "m.contour.png").read_bytes().startswith(b"\x89PNG")
+    both = [tmp_path / "m.surface.nc", tmp_path / "r.surface.nc"]
+    run("plot", *both, "--out", tmp_path / "both.svg")
+    assert {"<!-- m -->", "<!-- r -->"} <= set(re.findall("<!-- . -->", (tmp_path / "both.svg").read_text()))
+    assert "--kind grid" in run("plot", *both, "--kind", "slice", code=1)
 
 
 def test_a_surface_of_a_run_takes_its_normalization(tmp_path):
@@ -116,9 +121,9 @@ def test_a_run_on_data_of_no_name_asks_for_them(folder, tmp_path):
 def test_a_volume_is_drawn_at_a_plane_and_a_line_as_a_slice(folder, tmp_path):
     run(*surface_args(folder, tmp_path / "v.surface.nc", dims=3, resolution=3))
     run("plot", tmp_path / "v.surface.nc", "--gamma", 1)
-    assert (tmp_path / "v.filled.png").exists()
+    assert (tmp_path / "v.contour.png").exists()
     run(*surface_args(folder, tmp_path / "l.surface.nc", dims=1, resolution=3))
-    assert "--form slice" in run("plot", tmp_path / "l.surface.nc", "--form", "render", code=1)
+    assert "--kind slice" in run("plot", tmp_path / "l.surface.nc", "--kind", "scene", code=1)
     assert "make it first" in run("plot", tmp_path / "l.surface.nc", "--out", tmp_path / "no" / "l.png", code=1)
 
 

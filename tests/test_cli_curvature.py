@@ -35,8 +35,8 @@ def test_curvature_equals_the_library_and_is_drawn(runs, tmp_path):
     xr.testing.assert_equal(
         ll.open_result(out), ll.compute_curvature(objective, plane, resolution=2, span=0.5, progress=False)
     )
-    assert run("plot", out).strip().endswith("a.eig_ratio.filled.png")
-    assert (tmp_path / "a.eig_ratio.filled.png").stat().st_size > 10_000
+    assert run("plot", out).strip().endswith("a.curvature.contour.png")
+    assert (tmp_path / "a.curvature.contour.png").stat().st_size > 10_000
     assert "eig_ratio" in run("info", out)
 
 

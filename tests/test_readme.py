@@ -8,7 +8,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first, fast, cluster, sharp = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, fast, cluster, sharp, path, paper = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     exec(first, names)
     assert names["surface"].sizes == {"split": 2, "alpha": 11, "beta": 11}
@@ -21,6 +21,12 @@ def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     exec(fast, names)
     assert names["surface"].attrs["tolerance_met"] == 1
     assert 0 <= float(capsys.readouterr().out) <= 0.05
+    exec(path, names)
+    assert names["path"].sizes["step"] == 4
+    assert (tmp_path / "path.gif").stat().st_size > 10_000
+    exec(paper, names)
+    assert {"figure.pdf", "figure.csv"} <= {file.name for file in tmp_path.iterdir()}
+    assert "principal components" in capsys.readouterr().out
     compile(cluster, "README.md", "exec")  # there is no SLURM here; tests/test_compute_fast.py has a LocalCluster
 
 

@@ -310,3 +310,25 @@ def test_a_fresh_process_is_silent_and_ends_well():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "True", "")
+
+
+def test_several_trajectories_have_colours_and_a_legend(scenes, surface, trajectory, tmp_path):
+    from lltoolkit.plots.composite import compose
+    from lltoolkit.plots.series import color_of
+
+    other = xr.Dataset({"alpha": -trajectory["alpha"], "beta": 3 * trajectory["beta"]})
+    scene = scenes(surface, trajectory={"SGD": trajectory, "Adam": other})
+    assert {"trajectory SGD 0", "floor trajectory Adam 0", "start SGD", "end Adam"} <= set(scene.actors)
+    assert scene.frame.runs == (("SGD", color_of(0)), ("Adam", color_of(1)))
+    for name, color in scene.frame.runs:
+        assert scene.actors[f"trajectory {name} 0"].prop.color.hex_rgb == color.lower()
+    assert "points of Adam lie outside" in scene.frame.note
+    assert "SGD lie" not in scene.frame.note
+    (legend,) = compose(np.array(scene.screenshot()), scene.frame, []).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD", "Adam"]
+
+
+def test_a_trajectory_of_another_subspace_is_refused(surface, trajectory):
+    surface.attrs["subspace_id"], trajectory.attrs["subspace_id"] = "abc", "abd"
+    with pytest.raises(ValueError, match="other directions"):
+        render_surface(surface, trajectory=trajectory)

@@ -4,7 +4,7 @@ A result is a plain ``xarray.Dataset``; this module says what must be in it, lab
 and refuses what is not a result, before a plot or a resume goes wrong further on.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral
 
 import xarray as xr
@@ -47,6 +47,18 @@ SHARPNESS_ROWS = ("model", "step")  # a table of sharpness runs over one of them
 SHARPNESS_VARIABLES = ("value", "value_se", "censored", "status")
 SHARPNESS_COORDS = ("measure_long_name", "measure_units", "measure_kind", "measure_formula")
 CURVATURE_ATTRS = ["split", "parameters", "metric", "tol"]
+TRAJECTORY_ATTRS = ["run", "captured_share", "n_checkpoints", "n_skipped"]
+TRAJECTORY_VARIABLES = ("residual", "residual_weights", "residual_bias_bn", "distance", "status", "checkpoint_sha256")
+PATH_STATISTICS = (
+    "distance_from_start",
+    "distance_to_end",
+    "step_length",
+    "path_length",
+    "cosine_to_previous",
+    "cosine_to_displacement",
+    "cosine_to_end",
+    "theta_norm",
+)
 CURVATURE_VARIABLES = ("eig_min", "eig_max", "eig_ratio", "nonconvexity", "residual_min", "residual_max", "n_hvp")
 
 LABELS: dict[str, dict[str, str]] = {
@@ -70,6 +82,26 @@ LABELS: dict[str, dict[str, str]] = {
     "audit_eig_max": {"long_name": "largest Hessian eigenvalue, audited"},
     "audit_converged": {"long_name": "whether the audit met its tolerance", "units": "1"},
     "audit_n_hvp": {"long_name": "Hessian-vector products of the audit", "units": "1"},
+    "residual": {"long_name": "share of the displacement outside the subspace", "units": "1"},
+    "residual_weights": {"long_name": "share outside the subspace, weights", "units": "1"},
+    "residual_bias_bn": {"long_name": "share outside the subspace, biases and batch norm", "units": "1"},
+    "distance": {"long_name": "distance from the origin", "units": "1"},
+    "axis": {"long_name": "axis of the subspace"},
+    "explained_variance": {"long_name": "share of the checkpoints' variance", "units": "1"},
+    "explained_variance_null": {"long_name": "share that a random walk gives", "units": "1"},
+    "plane_loss": {"long_name": "loss at the projected point"},
+    "plane_accuracy": {"long_name": "accuracy at the projected point", "units": "1"},
+    "checkpoint_sha256": {"long_name": "hash of the checkpoint's file", "units": "1"},
+    "distance_from_start": {"long_name": "distance from the first checkpoint", "units": "1"},
+    "distance_to_end": {"long_name": "distance to the last checkpoint", "units": "1"},
+    "step_length": {"long_name": "distance from the checkpoint before", "units": "1"},
+    "path_length": {"long_name": "length of the path so far", "units": "1"},
+    "cosine_to_previous": {"long_name": "cosine with the step before", "units": "1"},
+    "cosine_to_displacement": {"long_name": "cosine with the whole displacement", "units": "1"},
+    "cosine_to_end": {"long_name": "cosine with the way that is left", "units": "1"},
+    "theta_norm": {"long_name": "norm of the weights", "units": "1"},
+    "component": {"long_name": "principal component", "units": "1"},
+    "principal": {"long_name": "principal coordinate", "units": "1"},
     "step": {"long_name": "optimizer step", "units": "1"},
     "epoch": {"long_name": "epoch", "units": "1"},
     "learning_rate": {"long_name": "learning rate", "units": "1"},
@@ -158,6 +190,12 @@ def validate(dataset: xr.Dataset, *, source: str = "this Dataset") -> xr.Dataset
         _require_variables(dataset, dict.fromkeys([*CURVATURE_VARIABLES, "converged", "status"], ()), source)
     if kind == "sharpness":
         _require_table(dataset, source)
+    if kind == "trajectory":
+        needed += SUBSPACE_ATTRS + TRAJECTORY_ATTRS + (OBJECTIVE_ATTRS if "loss" in dataset else [])
+        axes = tuple(axis for axis in AXES if axis in dataset) or AXES[:1]
+        _require_path(dataset, [*axes, *TRAJECTORY_VARIABLES], "a trajectory", source)
+    if kind == "statistics" and "step" in dataset.dims:  # of a path, and not of a surface
+        _require_path(dataset, [*PATH_STATISTICS, "principal"], "the statistics of a path", source)
     if missing := [name for name in needed if name not in dataset.attrs]:
         raise SchemaError(f"{source} ({kind}) lacks the attributes {', '.join(missing)}; it was not written whole.")
     require_plain_attrs(dataset.attrs, source)
@@ -189,6 +227,15 @@ def _require_table(dataset: xr.Dataset, source: str) -> None:
                 f"{source}: {name!r} has the dims {dims}; in a table of sharpness it runs over model, or step, and "
                 "measure."
             )
+
+
+def _require_path(dataset: xr.Dataset, variables: Iterable[str], word: str, source: str) -> None:
+    for name in ("step", *variables):
+        if name not in dataset.variables:
+            present = ", ".join(map(str, dataset.variables)) or "none"
+            raise SchemaError(f"{source} has no variable {name!r} (present: {present}); {word} does.")
+        if "step" not in dataset[name].dims:
+            raise SchemaError(f"{source}: {name!r} has the dims {dataset[name].dims}; in {word} it runs over step.")
 
 
 def require_plain_attrs(attrs: Mapping[Hashable, object], source: str) -> None:

@@ -4,16 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lltoolkit.plots.animation import animate_trajectory
     from lltoolkit.plots.contour import plot_contour
     from lltoolkit.plots.grid import plot_grid
     from lltoolkit.plots.lines import plot_slice
+    from lltoolkit.plots.path_loss import plot_trajectory_loss
+    from lltoolkit.plots.path_statistics import plot_trajectory_statistics
+    from lltoolkit.plots.saving import save_figure
     from lltoolkit.plots.sharpness import plot_sharpness
     from lltoolkit.plots.spectrum import plot_spectrum
     from lltoolkit.plots.style import figure
     from lltoolkit.plots.surface3d import plot_surface
+    from lltoolkit.plots.trajectory import plot_trajectory
     from lltoolkit.plots.weights import plot_weights
 
 _HOME = {
+    "animate_trajectory": "lltoolkit.plots.animation",
     "figure": "lltoolkit.plots.style",
     "plot_contour": "lltoolkit.plots.contour",
     "plot_grid": "lltoolkit.plots.grid",
@@ -21,10 +27,15 @@ _HOME = {
     "plot_slice": "lltoolkit.plots.lines",
     "plot_spectrum": "lltoolkit.plots.spectrum",
     "plot_surface": "lltoolkit.plots.surface3d",
+    "plot_trajectory": "lltoolkit.plots.trajectory",
+    "plot_trajectory_loss": "lltoolkit.plots.path_loss",
+    "plot_trajectory_statistics": "lltoolkit.plots.path_statistics",
     "plot_weights": "lltoolkit.plots.weights",
+    "save_figure": "lltoolkit.plots.saving",
 }
 
 __all__ = [
+    "animate_trajectory",
     "figure",
     "plot_contour",
     "plot_grid",
@@ -32,7 +43,11 @@ __all__ = [
     "plot_slice",
     "plot_spectrum",
     "plot_surface",
+    "plot_trajectory",
+    "plot_trajectory_loss",
+    "plot_trajectory_statistics",
     "plot_weights",
+    "save_figure",
 ]
 
 

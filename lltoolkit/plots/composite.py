@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lltoolkit.plots.camera import View
@@ -74,6 +75,9 @@ def compose(image: np.ndarray, frame: Frame, marks: list[Mark]) -> PrintFigure:
         norm = (LogNorm if frame.log else Normalize)(frame.low, high)
         colors = figure.colorbar(ScalarMappable(norm, frame.cmap), cax=bar, label=frame.label)
         colors.outline.set_linewidth(0.6)
+        if frame.runs:
+            runs = [Line2D([], [], color=color, linewidth=2.5, label=name) for name, color in frame.runs]
+            figure.legend(handles=runs, loc="upper left", frameon=False, handlelength=1.5)
         figure.text(0.01, 0.008, frame.note, fontsize=7, color="0.4", ha="left", va="bottom")
     return figure
 

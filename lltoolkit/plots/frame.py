@@ -1,19 +1,23 @@
 """A field in a 3D scene: where its values lie, what is cut off, and the path of a trajectory on it. NumPy only."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from scipy.interpolate import RegularGridInterpolator
 
 from lltoolkit.plots.field import Field, count_cells
+from lltoolkit.plots.paths import name_runs, require_one_subspace
 from lltoolkit.plots.relief import Relief, smooth_relief
 from lltoolkit.plots.scale import choose_scale, number
+from lltoolkit.plots.series import color_of
 from lltoolkit.plots.style import FRACTION_COLORS, LOSS_COLORS
 
 _ROOF = 0.88  # quantile of the losses at which the walls are cut: the basin is what one wants to see
 _HEIGHT = 0.45  # of the box over its width; more hides the basin behind the near wall
 _FLOOR = 0.42  # below the lowest point, in scene units: the longer side of the plane is 2
+ONE_PATH = "#d62728"  # of a trajectory that is alone
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Frame:
         Of the colour bar.
     note : str
         What was smoothed, cut and left out.
+    runs : tuple of (str, str)
+        Names and colours of several trajectories, for a legend; empty for one.
     """
 
     axes: tuple[str, str]
@@ -51,6 +57,7 @@ class Frame:
     label: str
     cmap: str
     note: str
+    runs: tuple[tuple[str, str], ...] = ()
 
     def heights(self, values: np.ndarray | float) -> np.ndarray:
         """Return what is drawn upwards for values: themselves or their log10."""
@@ -187,6 +194,59 @@ def lay_frame(
     # A linear variable is bounded by nature (an accuracy) and flat over wide parts, where a free spline ripples.
     relief = smooth_relief(field.first, field.second, heights, 400 if upsample else 0, bounded=not log)
     return frame, relief
+
+
+def follow_paths(
+    trajectory: xr.Dataset | Mapping[str, xr.Dataset], surface: xr.Dataset, frame: Frame, relief: Relief
+) -> dict[str, Track]:
+    """Lay one trajectory, or several by name, on a surface.
+
+    Parameters
+    ----------
+    trajectory : xr.Dataset or mapping of str to xr.Dataset
+        With the frame's axes as variables over ``step``.
+    surface : xr.Dataset
+        What the frame was laid for.
+    frame, relief : Frame, Relief
+        From `lay_frame`.
+
+    Returns
+    -------
+    dict of str to Track
+        One trajectory has the name ``""``.
+
+    Raises
+    ------
+    TypeError
+        If one is no Dataset.
+    ValueError
+        If one has no path on this surface's axes, or lies in another subspace.
+    """
+    runs = name_runs(trajectory, "trajectory", "trajectory")
+    require_one_subspace(runs, surface)
+    return {name: follow_path(run, frame, relief) for name, run in runs.items()}
+
+
+def name_paths(frame: Frame, paths: Mapping[str, Track]) -> Frame:
+    """Give a frame the names and colours of several runs, and tell how many of their points lie outside.
+
+    Returns
+    -------
+    Frame
+        A new one.
+    """
+    notes = [
+        f"{path.n_outside} points of {name or 'the trajectory'} lie outside"
+        for name, path in paths.items()
+        if path.n_outside
+    ]
+    runs = tuple((name, color_of(place)) for place, name in enumerate(paths) if name)
+    return replace(frame, note="; ".join([frame.note, *notes]), runs=runs)
+
+
+def color_of_run(name: str, frame: Frame) -> str:
+    """Return the colour of a run: its own among several, red alone."""
+    return dict(frame.runs).get(name, ONE_PATH)
 
 
 def follow_path(trajectory: xr.Dataset, frame: Frame, relief: Relief) -> Track:

@@ -3,25 +3,36 @@
 The JSON is written last and marks the pair as complete: a pair that a kill cut in half is not a checkpoint. Tied
 weights are stored once; the file's metadata name the others as safetensors itself does (``{"alias": "stored name"}``),
 so that ``safetensors.torch.load_model`` reads the file too.
+
+::
+
+    step_00000012.safetensors              the weights and buffers, or a sketch of them
+    step_00000012.optimizer.safetensors    the optimizer's state, where it was asked for
+    step_00000012.json                     step, epoch, learning rate, loss, the names of the buffers, ...
 """
 
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lltoolkit
-from lltoolkit.errors import did_you_mean
+from lltoolkit.errors import did_you_mean, require_choice
 from lltoolkit.files import write_atomically
+from lltoolkit.tensors.restore import restore, without_aliases
+from lltoolkit.tensors.weight_files import StoredState, open_weights, read_safetensors, read_weights
 
-log = logging.getLogger(__name__)
+StoredType: TypeAlias = Literal["float32", "bfloat16"] | torch.dtype | None
+
+SKETCH = "lltoolkit.sketch"  # the one entry of a checkpoint that keeps no weights
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -31,19 +42,33 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
-        The safetensors file; the JSON lies beside it.
+        The file of weights; a checkpoint of our own has a JSON beside it.
     step : int
         Optimizer steps behind it, from 0.
     epoch : int
-        Whole epochs behind it, from 0.
+        Whole epochs behind it, from 0; -1 where nobody knows.
     metadata : dict
-        What else was known: ``learning_rate``, ``loss``, ``seed``, ``lltoolkit_version``, ...
+        What else was known: ``learning_rate``, ``loss``, ``seed``, ``lltoolkit_version``, ...; ``buffers``: names of
+        the entries that are no weights.
+    prefix : str, optional
+        What is taken off the names in a file of others, see `open_checkpoints`.
     """
 
     path: Path
     step: int
     epoch: int
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+    prefix: str | None = None
+
+    @property
+    def is_sketch(self) -> bool:
+        """Whether only a sketch of the weights was kept."""
+        return "sketch" in self.metadata
+
+    @property
+    def optimizer_path(self) -> Path:
+        """The file of the optimizer's state, which need not be there."""
+        return self.path.with_suffix(".optimizer.safetensors")
 
     def load(self) -> dict[str, Tensor]:
         """Read the state: parameters and buffers by name, on the CPU; tied names share one tensor.
@@ -51,14 +76,19 @@ class Checkpoint:
         Returns
         -------
         dict of str to Tensor
-            Fresh tensors, in the model's own types.
+            Fresh tensors, in the types they were stored in.
 
         Raises
         ------
         ValueError
-            If the file is damaged or cut short.
+            If the file is damaged or cut short, or keeps only a sketch.
         """
-        return read_safetensors(self.path)
+        if self.is_sketch:
+            raise ValueError(
+                f"{self.path} keeps only a sketch of the weights ({self.metadata['sketch']} numbers), of which "
+                "trajectory_statistics makes distances and angles. For weights, record without thin='projection'."
+            )
+        return read_weights(self.path, prefix=self.prefix)
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Copy the state into `model`; a model that does not fit is left as it was.
@@ -71,13 +101,90 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            If the file is damaged, or naming every key that does not fit.
+            If the file is damaged or a sketch, or naming every key that does not fit.
         """
         return restore(model, self.load(), source=str(self.path))
 
+    def sketch(self) -> Tensor:
+        """Read the sketch that was kept instead of weights.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(n,)``, float32; see `lltoolkit.tensors.sketch.sketch`.
+
+        Raises
+        ------
+        ValueError
+            If whole weights were kept, or the file is damaged.
+        """
+        if not self.is_sketch:
+            raise ValueError(f"{self.path} keeps whole weights, no sketch: load() reads them.")
+        state = read_safetensors(self.path)
+        if list(state) != [SKETCH]:
+            raise ValueError(f"{self.path} is damaged: it should hold {SKETCH!r} alone. Remove it and its .json file.")
+        return state[SKETCH]
+
+    def load_optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Read the optimizer's state that was kept beside the weights.
+
+        Returns
+        -------
+        dict of str to dict of str to Tensor
+            By parameter name, then by the optimizer's own word: ``{"fc.weight": {"exp_avg": ..., "step": ...}}``.
+
+        Raises
+        ------
+        ValueError
+            If none was kept, or the file is damaged.
+        """
+        if not self.optimizer_path.is_file():
+            raise ValueError(
+                f"no optimizer state was kept beside {self.path}. Record with one: Recorder(..., optimizer=optimizer), "
+                "or save_checkpoint(..., optimizer_state=...)."
+            )
+        state: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in read_safetensors(self.optimizer_path).items():
+            name, _, word = key.rpartition("/")
+            state.setdefault(name, {})[word] = tensor
+        return state
+
+
+@contextmanager
+def open_state(checkpoint: Checkpoint) -> Iterator[StoredState]:
+    """Open a checkpoint without reading it whole: ``.names``, ``.shape(name)``, ``.slice(name, start, stop)``.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Of our own or of others. A sketch has the one entry ``"lltoolkit.sketch"``.
+
+    Yields
+    ------
+    StoredState
+        Valid until the block ends; each tied weight stands in it once.
+
+    Raises
+    ------
+    FileNotFoundError
+        If its file is gone.
+    ValueError
+        If its file is damaged.
+    """
+    with open_weights(checkpoint.path, prefix=checkpoint.prefix) as state:
+        yield state
+
 
 def save_checkpoint(
-    folder: str | Path, model: nn.Module | Mapping[str, Tensor], *, step: int, epoch: int, **metadata: object
+    folder: str | Path,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    step: int,
+    epoch: int,
+    dtype: StoredType = None,
+    buffers: Iterable[str] | None = None,
+    optimizer_state: Mapping[str, Mapping[str, Tensor]] | None = None,
+    **metadata: object,
 ) -> Checkpoint:
     """Write a checkpoint of `model` into `folder`, whole or not at all.
 
@@ -86,9 +193,16 @@ def save_checkpoint(
     folder : str or Path
         Made if it is not there. A checkpoint of the same step is replaced.
     model : nn.Module or mapping of str to Tensor
-        A model, or its state dict.
+        A model, or its state dict. A mapping of ``"lltoolkit.sketch"`` alone to a vector is a sketch.
     step, epoch : int
         Optimizer steps and whole epochs behind this state, from 0.
+    dtype : {None, "float32", "bfloat16"}
+        In which type floating-point tensors are stored; None keeps the model's own. bfloat16 has 8 bits of precision:
+        half the space, and weights rounded by up to 0.4 %, which hides steps that are smaller.
+    buffers : iterable of str, optional
+        Which entries are buffers, not weights. A module tells by itself; a state dict doesn't.
+    optimizer_state : mapping, optional
+        Parameter name to the optimizer's tensors of it, kept in a file beside and in their own types.
     **metadata
         Anything JSON-able; single numbers in tensors and arrays become plain numbers.
 
@@ -100,7 +214,7 @@ def save_checkpoint(
     Raises
     ------
     ValueError
-        If the state holds something that is no tensor.
+        If the state holds something that is no tensor, or `dtype` is unknown.
     OSError
         If it can't be written; earlier checkpoints are kept.
 
@@ -116,23 +230,37 @@ def save_checkpoint(
     ('step_00000010.safetensors', 10, 0.5)
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    stored, aliases = _without_aliases(state)
-    metadata = {"lltoolkit_version": lltoolkit.__version__, **metadata}
+    stored, aliases = without_aliases(state)
+    stored = _in_type(stored, dtype)
+    if buffers is None and isinstance(model, nn.Module):
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        buffers = [name for name in state if name not in weights]
+    known: dict[str, object] = {"lltoolkit_version": lltoolkit.__version__}
+    if buffers is not None:
+        known["buffers"] = list(buffers)
+    if SKETCH in state:
+        known["sketch"] = state[SKETCH].numel()
     folder = Path(folder)
-    path = folder / f"step_{step:08d}.safetensors"
-    mark = path.with_suffix(".json")
+    checkpoint = Checkpoint(folder / f"step_{step:08d}.safetensors", step, epoch)
+    mark = checkpoint.path.with_suffix(".json")
+    metadata = known | metadata
     text = json.dumps({"step": step, "epoch": epoch, **metadata}, indent=1, default=_plain)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.unlink(missing_ok=True)  # while the tensors are replaced, the pair is not complete
-        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata=aliases))
+        checkpoint.optimizer_path.unlink(missing_ok=True)
+        write_atomically(checkpoint.path, lambda temporary: save_file(stored, temporary, metadata=aliases))
+        if optimizer_state is not None:
+            moments = without_aliases(_flat(optimizer_state))[0]
+            write_atomically(checkpoint.optimizer_path, lambda temporary: save_file(moments, temporary))
         write_atomically(mark, lambda temporary: temporary.write_text(text))
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(
-            f"{path} can't be written ({error}). Earlier checkpoints are kept: make room or mend the folder's rights, "
-            "then call again."
+            f"{checkpoint.path} can't be written ({error}). Earlier checkpoints are kept: make room or mend the "
+            "folder's rights, then call again."
         ) from error
-    return Checkpoint(path, step, epoch, {key: json.loads(text)[key] for key in metadata})
+    checkpoint.metadata.update({key: json.loads(text)[key] for key in metadata})
+    return checkpoint
 
 
 def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
@@ -175,119 +303,25 @@ def _read_mark(mark: Path) -> Checkpoint:
     return Checkpoint(mark.with_suffix(".safetensors"), step, epoch, content)
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file whole, on the CPU; names tied at writing share one tensor.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Fresh tensors.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, cut short or no safetensors file.
-    """
-    if not path.is_file():
-        nearby = [other.name for other in path.parent.glob("*.*")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no file {path}.{did_you_mean(path.name, nearby)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
-            aliases = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged, cut short or no safetensors file ({error}). "
-            "Copy it again from its source, or write it again."
-        ) from error
-    return state | {alias: state[name] for alias, name in aliases.items() if name in state and alias not in state}
+def _in_type(state: dict[str, Tensor], dtype: StoredType) -> dict[str, Tensor]:
+    if dtype is None:
+        return state
+    if not isinstance(dtype, torch.dtype):
+        require_choice("dtype", dtype, [None, *TYPES])
+        dtype = TYPES[dtype]
+    elif not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} holds no weights: give None, 'float32' or 'bfloat16'.")
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-def restore(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> nn.Module:
-    """Copy a state into `model`; where anything does not fit, say all of it and change nothing.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place, on its own device.
-    state : mapping of str to Tensor
-        A tied weight may go by any of its names. ``num_batches_tracked`` may be absent: files of before
-        torch 0.4.1 have none.
-    source : str
-        What to call the state in an error: the path, as a rule.
-
-    Returns
-    -------
-    nn.Module
-        The same object.
-
-    Raises
-    ------
-    ValueError
-        With every missing, extra and misshapen key, and every type that would lose precision.
-    """
-    own = model.state_dict()
-    aliases = _without_aliases(own)[1]
-    names_of: dict[str, list[str]] = {}
-    for name in own:
-        names_of.setdefault(aliases.get(name, name), []).append(name)
-    faults = [f"extra {name} {tuple(state[name].shape)}" for name in state if name not in own]
-    for names in names_of.values():
-        given = [name for name in names if name in state]
-        if not given and not names[0].endswith("num_batches_tracked"):
-            faults.append(f"missing {names[0]} {tuple(own[names[0]].shape)}")
-        for name in given:
-            faults += _misfit(name, state[name], own[name])
-            if state[name].shape == state[given[0]].shape and not _same(state[name], state[given[0]]):
-                faults.append(f"{name} differs from {given[0]}, to which the model ties it")
-    if faults:
-        raise ValueError(
-            f"{source} does not fit this {type(model).__name__} ({len(faults)} of {len(own)} keys): "
-            + "; ".join(faults)
-            + ". Build the model with the options that the weights were trained with; it is unchanged."
-        )
-    if widened := [name for name in state if state[name].dtype != own[name].dtype]:
-        log.info("%s: %d tensors are widened to the model's type, %s the first", source, len(widened), widened[0])
-    model.load_state_dict(dict(state), strict=False)
-    return model
-
-
-def _misfit(name: str, given: Tensor, own: Tensor) -> list[str]:
-    if given.shape != own.shape:
-        return [f"misshapen {name}: {tuple(given.shape)} in the file, {tuple(own.shape)} in the model"]
-    if torch.promote_types(given.dtype, own.dtype) != own.dtype:
-        return [f"{name} is {given.dtype} in the file, which the model's {own.dtype} cannot hold exactly"]
-    return []
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split a state into tensors to store, and the other names of those that are the same memory."""
-    stored: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[tuple[object, ...], str] = {}
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"the state holds {name!r}, a {type(tensor).__name__}; a checkpoint keeps tensors only.")
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        first = seen.setdefault(place, name) if tensor.numel() else name
-        if first != name:
-            aliases[name] = first
-            continue
-        tensor = tensor.detach().cpu().contiguous()
-        # Two overlapping views that are not the same tensor are stored apart; safetensors refuses shared memory.
-        stored[name] = tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-    return stored, aliases
+def _flat(optimizer_state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name each tensor ``"<parameter>/<word>"``; what an optimizer has not made yet (None) is left out."""
+    return {
+        f"{name}/{word}": torch.as_tensor(value)
+        for name, words in optimizer_state.items()
+        for word, value in words.items()
+        if value is not None
+    }
 
 
 def _plain(value: Any) -> object:

@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lltoolkit.errors import did_you_mean
 from lltoolkit.tensors.examples import Examples, Inputs
-from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, parameters_of, weights_of
+from lltoolkit.tensors.params import ParameterFilter, Params, buffers_of, parameters_of, select, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -251,23 +249,7 @@ def choose_parameters(model: nn.Module, parameters: ParameterFilter) -> list[str
     weights = {name: group[0] for name, group in weights_of(model).items()}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no floating-point parameters, so it has no loss landscape.")
-    if parameters is None:
-        return list(weights)
-    if isinstance(parameters, str):
-        try:
-            pattern = re.compile(parameters)
-        except re.error as error:
-            raise ValueError(f"parameters={parameters!r} is no regular expression: {error}.") from error
-        chosen = [name for name in weights if pattern.search(name)]
-    else:
-        chosen = [name for name, parameter in weights.items() if parameters(name, parameter)]
-    if not chosen:
-        some = ", ".join(list(weights)[:8])
-        raise ValueError(
-            f"parameters={parameters!r} selects none of the {len(weights)} parameters ({some}, ...)."
-            f"{did_you_mean(parameters, weights)}"
-        )
-    return chosen
+    return select(weights, parameters)
 
 
 def _copy(model: nn.Module) -> nn.Module:

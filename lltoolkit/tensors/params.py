@@ -4,11 +4,14 @@ Nothing here changes its arguments, and nothing returned shares memory with a mo
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from lltoolkit.errors import did_you_mean
 
 Params: TypeAlias = dict[str, Tensor]
 ParameterFilter: TypeAlias = str | Callable[[str, nn.Parameter], bool] | None
@@ -41,6 +44,44 @@ def name_of_filter(parameters: ParameterFilter) -> str:
     if parameters is None or isinstance(parameters, str):
         return parameters or "all"
     return str(getattr(parameters, "__qualname__", type(parameters).__name__))
+
+
+def select(weights: Mapping[str, Any], parameters: Any) -> list[str]:
+    """Name the weights that a filter selects, in their order.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        By name; at least one.
+    parameters : str, callable or None
+        A regular expression searched in the name, ``f(name, weight) -> bool``, or None for all.
+
+    Returns
+    -------
+    list of str
+        At least one name.
+
+    Raises
+    ------
+    ValueError
+        If nothing is selected, or the regular expression is none.
+    """
+    if parameters is None:
+        return list(weights)
+    if isinstance(parameters, str):
+        try:
+            pattern = re.compile(parameters)
+        except re.error as error:
+            raise ValueError(f"parameters={parameters!r} is no regular expression: {error}.") from error
+        chosen = [name for name in weights if pattern.search(name)]
+    else:
+        chosen = [name for name, weight in weights.items() if parameters(name, weight)]
+    if not chosen:
+        raise ValueError(
+            f"parameters={parameters!r} selects none of the {len(weights)} parameters "
+            f"({', '.join(list(weights)[:8])}, ...).{did_you_mean(parameters, weights)}"
+        )
+    return chosen
 
 
 def weights_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:

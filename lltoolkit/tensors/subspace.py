@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lltoolkit.files import write_atomically
-from lltoolkit.tensors.params import Params, dot, move, norm, sha256, subtract
+from lltoolkit.tensors.params import Params, move, norm, sha256
+from lltoolkit.tensors.projection import Projector, gram_of, require_fit
 
 AXIS_NAMES = ("alpha", "beta", "gamma")
 
@@ -154,26 +155,18 @@ class Subspace:
         ValueError
             If `theta` is of another model.
         """
-        origin = self.weights(self.origin)
-        require_fit(theta, origin, what="theta", against="this subspace", extra=self.buffer_names)
-        displacement = {name: theta[name].detach().cpu().double() - tensor.double() for name, tensor in origin.items()}
-        length = norm(displacement)
-        if length == 0:
-            return (0.0,) * self.dims, 0.0
-        right = torch.tensor(
-            [dot(origin_free, displacement) for origin_free in self._axes_of_weights()], dtype=torch.float64
-        )
-        # On directions of length 1, or the cut-off would drop a short one beside a long one. With a cut-off, rather
-        # than solve: directions may be parallel, or zero on a subset of the weights.
-        gram = self._gram()
-        lengths = gram.diagonal().sqrt()
-        lengths = torch.where(lengths > 0, lengths, 1.0)
-        cosines, right = gram / lengths.outer(lengths), right / lengths
-        solution = torch.linalg.lstsq(cosines, right.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        coordinates = tuple(float(value) for value in solution / lengths)
-        zero = {name: torch.zeros_like(tensor) for name, tensor in displacement.items()}
-        inside = move(zero, self._axes_of_weights(), coordinates)
-        return coordinates, min(1.0, norm(subtract(displacement, inside)) / length)
+        found = self.projector().project(theta)
+        return found.coordinates, found.residual()
+
+    def projector(self) -> Projector:
+        """Prepare the projection of many points, and of groups of tensors: ``projector().project(theta)``.
+
+        Returns
+        -------
+        Projector
+            It shares memory with this subspace.
+        """
+        return Projector(self.weights(self.origin), self._axes_of_weights(), self.buffer_names)
 
     def weights(self, vector: Params) -> Params:
         """Return the entries of `vector` that are weights, not buffers."""
@@ -181,10 +174,6 @@ class Subspace:
 
     def _axes_of_weights(self) -> list[Params]:
         return [self.weights(direction) for direction in self.directions]
-
-    def _gram(self) -> torch.Tensor:
-        axes = self._axes_of_weights()
-        return torch.tensor([[dot(a, b) for b in axes] for a in axes], dtype=torch.float64)
 
     def geometry(self) -> dict[str, float]:
         """Describe the directions in numbers, over the weights (not the buffers).
@@ -198,7 +187,7 @@ class Subspace:
             ``moved_share``: share of the parameters, in [0, 1], that any direction moves.
         """
         axes = self._axes_of_weights()
-        gram = self._gram()
+        gram = gram_of(axes)
         lengths = gram.diagonal().sqrt()
         length_of_theta = norm(self.weights(self.origin))
         numbers = {"direction_cosine": float("nan")}
@@ -308,36 +297,3 @@ class Subspace:
 
 def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
-
-
-def require_fit(vector: Params, reference: Params, *, what: str, against: str, extra: Iterable[str] = ()) -> None:
-    """Check that `vector` has the names and shapes of `reference`.
-
-    Parameters
-    ----------
-    vector, reference : Params
-        What is given, and what it should look like.
-    what, against : str
-        Their names in an error.
-    extra : iterable of str
-        Further names that `vector` may have.
-
-    Raises
-    ------
-    ValueError
-        Naming what is missing, unknown or misshapen.
-    """
-    missing = [name for name in reference if name not in vector]
-    unknown = [name for name in vector if name not in reference and name not in set(extra)]
-    wrong = [
-        f"{name} {tuple(vector[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in reference.items()
-        if name in vector and vector[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for label, names in (("missing", missing), ("unknown", unknown), ("misshapen", wrong))
-        if names
-    ]
-    if faults:
-        raise ValueError(f"{what} does not fit {against} ({'; '.join(faults)}). Is it of another model?")

@@ -4,7 +4,6 @@ All of them take images of 8x8 and larger and any number of channels. A built mo
 """
 
 import logging
-import pickle
 import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lltoolkit.errors import did_you_mean, require_choice
-from lltoolkit.tensors.checkpoints import read_safetensors, restore
+from lltoolkit.tensors.restore import restore
+from lltoolkit.tensors.weight_files import read_weights
 from lltoolkit.zoo.shim import import_torchvision
 
 Shortcut: TypeAlias = Literal["A", "B", "none"]
@@ -26,9 +26,6 @@ Size: TypeAlias = int | tuple[int, int]
 SHORTCUTS = ("A", "B", "none")
 MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg9", "densenet121", "mlp")
 SMALLEST = 8  # pixels; below, three halvings leave nothing
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 log = logging.getLogger(__name__)
 
@@ -384,8 +381,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     model : nn.Module
         Changed in place; where anything fails, it is as it was.
     path : str or Path
-        A ``.safetensors`` file, or a state dict of torch (``.pt``, ``.pth``, ``.th``, ``.bin``), also one inside of
-        ``{"state_dict": ...}``; read with ``weights_only=True``, so that no code in it can run. The prefixes
+        A ``.safetensors`` file, or a state dict of torch (``.pt``, ``.pth``, ``.th``, ``.bin``, ``.ckpt``), also one
+        inside of ``{"state_dict": ...}``; read with ``weights_only=True``, so that no code in it can run. The prefixes
         ``module.`` and ``_orig_mod.`` are taken off. ``num_batches_tracked`` may be absent.
 
     Returns
@@ -411,35 +408,4 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     True
     """
     path = Path(path)
-    require_choice("the suffix of path", path.suffix, [".safetensors", *TORCH_SUFFIXES])
-    state: Any = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        held = f"a dict of {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} holds {held}, no state dict. Save one with torch.save(model.state_dict(), path).")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return restore(model, state, source=str(path))
-
-
-def _read_torch(path: Path) -> object:
-    if not path.is_file():
-        nearby = [other.name for other in path.parent.glob("*.*")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no file {path}.{did_you_mean(path.name, nearby)}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, or is no file of torch; it is not read, since it could run code. Where "
-            "you trust it, keep its weights alone: torch.save(torch.load(path, weights_only=False)['state_dict'], "
-            "new_path)."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise ValueError(
-            f"{path} is damaged, cut short or no file of torch ({type(error).__name__}: {reason:.120}). Copy it again "
-            "from its source, or write it again."
-        ) from error
+    return restore(model, read_weights(path), source=str(path))

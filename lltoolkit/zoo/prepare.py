@@ -15,8 +15,10 @@ from lltoolkit.tensors.measures import require_labels
 from lltoolkit.tensors.params import sha256
 from lltoolkit.zoo.models import build_model
 from lltoolkit.zoo.recipe import AUGMENTS, OPTIMIZERS, SCHEDULES
-from lltoolkit.zoo.runs import Every, describe_model, require_every
+from lltoolkit.zoo.recording import Keeping
+from lltoolkit.zoo.runs import Every, describe_model
 
+RECORDS = ("dtype", "thin", "n_last", "n_projected", "optimizer_state")
 Splits: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -32,6 +34,7 @@ def read_options(
     augment: str,
     seed: int,
     every: Every,
+    record: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Check the options of a training, which ``train`` describes.
 
@@ -48,7 +51,10 @@ def read_options(
     require_choice("optimizer", optimizer, OPTIMIZERS)
     require_choice("schedule", schedule, SCHEDULES)
     require_choice("augment", augment, AUGMENTS)
-    require_every(every)
+    record = dict(record or {})
+    for name in record:
+        require_choice("record's option", name, RECORDS)
+    kept = Keeping(every, **record).describe()
     for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
         _require_count(name, value, least)
     lr = OPTIMIZERS[optimizer] if lr is None else lr
@@ -68,8 +74,8 @@ def read_options(
         "schedule": schedule,
         "augment": augment,
         "seed": int(seed),
-        "every": every,
-    }
+        "every": kept.pop("every"),
+    } | ({"record": kept} if kept else {})
 
 
 def _require_count(name: str, value: object, least: int) -> None:

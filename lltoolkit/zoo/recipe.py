@@ -3,6 +3,7 @@
 References
 ----------
 Li et al. (2018), Visualizing the Loss Landscape of Neural Nets, section 3 and the recipe of its published code.
+Smith and Topin (2019), Super-Convergence, section 3: the one-cycle schedule.
 """
 
 import math
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 OPTIMIZERS = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # with the default learning rate
-SCHEDULES = ("step", "cosine", "constant")
+SCHEDULES = ("step", "cosine", "one_cycle", "constant")
 AUGMENTS = ("auto", "crop_flip", "none")
 DROPS = ((1, 2), (3, 4), (11, 12))  # of the epochs: 150, 225, 275 of the paper's 300
+RISE = 0.3  # share of a one-cycle training until the largest learning rate; this and the next two as torch's OneCycleLR
+START_DIVISOR = 25.0  # the largest learning rate by the first
+END_DIVISOR = 1e4  # the first learning rate by the last
 PADDING = 4  # pixels on each side before the crop
 
 
@@ -45,14 +49,28 @@ def learning_rate_at(step: int, n_steps: int, config: Mapping[str, Any]) -> floa
     -------
     float
         Not negative.
+
+    References
+    ----------
+    Li et al. (2018): ``"step"``. Loshchilov and Hutter (2017), SGDR, equation 5 without restarts: ``"cosine"``. Smith
+    and Topin (2019), section 3: ``"one_cycle"``, here with half cosines for straight lines, and a constant momentum.
     """
     lr, epochs = config["lr"], config["epochs"]
     if config["schedule"] == "step":
         # In whole numbers: 300 * (11 / 12) is not 275 in floating point.
         return lr / 10 ** sum(step // n_steps * below >= epochs * above for above, below in DROPS)
     if config["schedule"] == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * step / (epochs * n_steps)))
+        return _half_cosine(lr, 0.0, step / (epochs * n_steps))
+    if config["schedule"] == "one_cycle":
+        first, top, last = lr / START_DIVISOR, RISE * epochs * n_steps - 1, epochs * n_steps - 1
+        if step <= top:
+            return _half_cosine(first, lr, step / top)
+        return _half_cosine(lr, first / END_DIVISOR, (step - top) / (last - top))
     return lr
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def choose_augment(augment: str, x: Tensor) -> str:

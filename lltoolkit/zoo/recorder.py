@@ -1,30 +1,20 @@
 """The Recorder: checkpoints and a history of the user's own training loop, in the folder that ``train`` makes too."""
 
+import itertools
 import logging
 import math
-import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
-from lltoolkit.tensors.checkpoints import save_checkpoint
-from lltoolkit.zoo.runs import (
-    NOTE,
-    Every,
-    checkpoints_of,
-    clear_run,
-    describe_model,
-    history_attrs,
-    require_every,
-    row,
-    save_history,
-    unwrap,
-    write_note,
-)
-
-HISTORY_PAUSE = 10.0  # seconds between two writings of a recorder's history; checkpoints are never late
+from lltoolkit.errors import require_whole
+from lltoolkit.zoo.recording import Keeping, Recording
+from lltoolkit.zoo.resume import on_disk, require_same_model, take_up
+from lltoolkit.zoo.runs import NOTE, Every, clear_run, describe_model, history_attrs, next_due, row, write_note
+from lltoolkit.zoo.snapshot import Kept, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -32,29 +22,63 @@ log = logging.getLogger(__name__)
 class Recorder:
     """Keep checkpoints and a history of your own training loop.
 
-    Call ``start(model)`` before the first optimizer step, so that the initial weights are kept, and ``step(...)``
-    after each. What was recorded stays, also when an exception or Ctrl-C ends the ``with`` block.
+    Call ``start(model)`` before the first optimizer step, so that the initial weights are kept, and ``step(...)`` after
+    each step, or after each epoch; `every` decides what is kept. Use it in a ``with`` block, or call ``close()`` at the
+    end. What was recorded stays, also when an exception or Ctrl-C ends the block.
 
     Parameters
     ----------
     path : str or Path
         Folder of the recording; made when the first model is seen. ``open_run(path)`` reads it.
-    every : "epoch" or int
-        Keep a checkpoint at the end of each epoch, or after each so many steps; the last step is always kept.
+    every : "epoch", "geometric" or int
+        Keep a checkpoint at the end of each epoch; after steps 1, 2, 3, ..., the next always about 10 % later
+        (``max(s + 1, ceil(1.1 s))``); or after each so many steps. The last step is always kept.
+    dtype : {None, "float32", "bfloat16"}
+        In which type weights are stored; None keeps the model's own. bfloat16 takes half the space of float32 and
+        rounds by up to 0.4 %, which hides steps that are smaller.
+    thin : {"none", "last", "projection"}
+        For big models. ``"last"``: of the checkpoints that `every` asks for, only the first and the last `n_last` stay.
+        ``"projection"``: between the first and the last step, a checkpoint keeps no weights but a random projection of
+        them on `n_projected` numbers, from which ``trajectory_statistics`` makes distances and angles.
+    n_last, n_projected : int
+        At least 1; see `thin`.
+    optimizer : torch.optim.Optimizer, optional
+        Keep its memory of each weight too, such as Adam's moments: ``checkpoint.load_optimizer_state()``. Costs their
+        size on disk, and a copy of them after each step.
     overwrite : bool
         Replace a recording that is already there. Without it, that is an error: a cell run twice loses nothing.
+    resume : bool
+        Go on in the recording that is there, if any, from wherever the loop goes on: what it holds of the first new
+        step and later is dropped. `last_step` tells how far it reaches.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    last_step : int
+        The last step recorded; of a recording that was resumed, the last whose state is on disk. 0 where there is none.
 
     Raises
     ------
     ValueError
-        If `every` is neither ``"epoch"`` nor a whole number of at least 1.
+        If an option is not allowed.
     FileExistsError
         If `path` already holds a recording or a run.
+    ResumeMismatch
+        If the recording to go on in was made with other options, or (by ``start`` and ``step``) of another model.
+    OSError
+        If something can't be written: by the next ``step`` or by ``close``, since writing goes on in the background.
 
     Notes
     -----
-    The end of an epoch shows only in the first step of the next, when the weights have moved on. The recorder
-    therefore holds a copy of the state of the last step, on its device: as much memory as the model's weights.
+    The end of an epoch shows only in the first step of the next, when the weights have moved on, and the last step only
+    in ``close``. The recorder therefore holds a copy of the state of the last step, on its device: as much memory as
+    the model's weights. At most two states more are on their way to the disk. After a kill every checkpoint that is
+    listed is whole.
+
+    To go on exactly after a kill, restore the model and the optimizer from your own file and pass the step:
+    ``step(..., step=n)``. Call ``flush()`` before you write such a file. Buffers (batch-norm statistics) are in each
+    checkpoint, and their names in its metadata.
 
     Examples
     --------
@@ -76,22 +100,44 @@ class Recorder:
     >>> folder.cleanup()
     """
 
-    def __init__(self, path: str | Path, *, every: Every = "epoch", overwrite: bool = False) -> None:
-        require_every(every)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        every: Every = "epoch",
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        thin: Literal["none", "last", "projection"] = "none",
+        n_last: int = 10,
+        n_projected: int = 4096,
+        optimizer: torch.optim.Optimizer | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self._keeping = Keeping(every, dtype, thin, n_last, n_projected, optimizer is not None)
         self.path = Path(path)
-        self.every = every
-        if (self.path / NOTE).exists() and not overwrite:
+        if overwrite and resume:
+            raise ValueError("overwrite=True and resume=True: give one of them.")
+        if (self.path / NOTE).exists() and not overwrite and not resume:
             raise FileExistsError(
-                f"{self.path} already holds a recording. Choose another path, or pass overwrite=True to replace it."
+                f"{self.path} already holds a recording. Choose another path, pass resume=True to go on in it, or "
+                "overwrite=True to replace it."
             )
-        self._step = 0
-        self._epoch = 0
         self._rows: list[dict[str, Any]] = []
-        self._state: dict[str, Tensor] = {}  # as of the last step
-        self._saved_step: int | None = None
-        self._attrs: dict[str, str | int | float] = {}
-        self._config: dict[str, Any] = {}
-        self._wrote_history = -math.inf
+        self._config: dict[str, Any] = {"recorder": self._keeping.describe()}
+        self._recording: Recording | None = None
+        self._snapshot = Snapshot(optimizer)
+        self.last_step = 0
+        self._epoch = 0
+        self._due = next_due(every, 0)
+        self._is_due = False  # the last step, by its number
+        self._is_saved = False  # the last step, as `every` asks
+        self._is_extra = False  # the last step is on disk whole, and may not stay so
+        self._has_start = False
+        self._goes_on = False  # in a recording that was there; until the first new step
+        self._is_closed = False
+        if resume:
+            config, self._rows, self.last_step = take_up(self.path, self._config["recorder"])
+            self._config, self._goes_on = config or self._config, bool(config)
 
     def __enter__(self) -> Self:
         return self
@@ -99,16 +145,13 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._rows:
-            return
-        if self._saved_step != self._step:
-            # A loop that ran to its end has ended its epoch; one that broke off has not.
-            self._save(self._epoch + (kind is None and self.every == "epoch"))
-        save_history(self.path, self._rows, self._attrs)
-        write_note(self.path, self._config, finished=kind is None)
+        self.close(finished=kind is None)
 
     def start(self, model: nn.Module) -> None:
         """Keep the initial weights: the checkpoint of step 0.
+
+        Of a recording that is resumed nothing is written: the model is only compared with it, unless the loop begins
+        again at step 1.
 
         Parameters
         ----------
@@ -120,10 +163,16 @@ class Recorder:
         RuntimeError
             If steps were recorded already.
         """
-        if self._rows:
-            raise RuntimeError(f"{self.path}: start() comes before the first step(); {self._step} steps are recorded.")
-        self._begin(model)
-        self._keep(model)
+        if (self._rows and not self._goes_on) or self._is_closed:
+            raise RuntimeError(
+                f"{self.path}: start() comes before the first step(); {self.last_step} steps are recorded."
+            )
+        if self._recording is None:
+            self._begin(model)
+        self._snapshot.take(model)
+        self._has_start = True
+        if self._goes_on:
+            return
         self._rows.append(row(0, 0))
         self._save(0)
 
@@ -135,6 +184,7 @@ class Recorder:
         learning_rate: float = math.nan,
         loss: float | Tensor = math.nan,
         accuracy: float | Tensor = math.nan,
+        step: int | None = None,
     ) -> None:
         """Record one optimizer step; call it after ``optimizer.step()``.
 
@@ -147,56 +197,160 @@ class Recorder:
         learning_rate : float
             Of the step.
         loss, accuracy : float or Tensor
-            Of the step's batch.
+            Of the step's batch. Numbers on a GPU are not waited for.
+        step : int, optional
+            Optimizer steps so far, this one counted; one more than at the last call unless given. Where ``step()`` is
+            called once an epoch, say it, so that steps are steps. It may be lower only at the first call of a resumed
+            recording.
 
         Raises
         ------
         ValueError
-            If `epoch` goes back.
+            If `step` or `epoch` goes back.
+        RuntimeError
+            If the recording is closed.
         """
-        if not self._rows:
-            log.warning("%s: the initial weights are not kept; call start(model) before the first step", self.path)
+        if self._is_closed:
+            raise RuntimeError(f"{self.path}: the recording is closed; make a Recorder(..., resume=True) to go on.")
+        if self._recording is None:
+            if not self._goes_on:
+                log.warning("%s: the initial weights are not kept; call start(model) before the first step", self.path)
             self._begin(model)
+        try:
+            self._recording.check()
+        except BaseException:
+            self._is_saved = False  # perhaps; close() tries again
+            raise
+        step = self.last_step + 1 if step is None else require_whole("step", step, least=1)
+        if self._goes_on:
+            self._go_on(step, epoch)
+        if step <= self.last_step:
+            raise ValueError(f"step={step} after step {self.last_step}: steps count up.")
         if epoch < self._epoch:
             raise ValueError(f"epoch={epoch} after epoch {self._epoch}: epochs count up from 0.")
-        if epoch > self._epoch and self.every == "epoch" and self._saved_step != self._step and self._step > 0:
-            self._save(self._epoch + 1)
-        self._step, self._epoch = self._step + 1, epoch
-        self._keep(model)
+        self._leave(epoch)
+        self.last_step, self._epoch = step, epoch
+        self._snapshot.take(model)
         told = {"loss": {"train": _number(loss)}, "accuracy": {"train": _number(accuracy)}}
-        self._rows.append(row(self._step, epoch, float(learning_rate), **told))
-        if self.every != "epoch" and self._step % self.every == 0:
+        self._rows.append(row(step, epoch, float(learning_rate), **told))
+        self._is_due = step >= self._due
+        if self._is_due:
+            self._due = next_due(self._keeping.every, step)
             self._save(epoch)
 
-    def _begin(self, model: nn.Module) -> None:
-        self._config = {"recorder": {"every": self.every}, "model": describe_model(model)}
-        self._attrs = history_attrs(model, self._config)
-        clear_run(self.path)
-        write_note(self.path, self._config, finished=False)
+    def flush(self) -> None:
+        """Return when everything up to the last step is on disk, its weights too.
 
-    def _keep(self, model: nn.Module) -> None:
-        state = unwrap(model).state_dict()
-        if self._state.keys() != state.keys():
-            self._state = {name: tensor.detach().clone() for name, tensor in state.items()}
+        They do not stay where `every` does not ask for them: the next step removes them again.
+        """
+        if self._recording is not None and not self._goes_on:
+            self._save_last(self._epoch, is_due=self._is_due)
+            self._recording.wait()
+            self._recording.save_history()
+
+    def close(self, *, finished: bool = True) -> None:
+        """End the recording: keep the last step and wait until everything is on disk. A second call does nothing.
+
+        Parameters
+        ----------
+        finished : bool
+            Whether the training came to its end, which ends its last epoch too. ``Run.finished`` tells.
+        """
+        if self._is_closed:
             return
-        for name, tensor in state.items():
-            self._state[name].copy_(tensor.detach())
+        self._is_closed = True
+        if self._recording is not None:
+            try:
+                if self._rows and not self._goes_on:
+                    ends_epoch = finished and self._keeping.every == "epoch"
+                    self._save_last(self._epoch + ends_epoch, is_due=ends_epoch or self._is_due)
+            finally:
+                self._recording.close()
+        if self._rows:
+            write_note(self.path, self._config, finished=finished)
+
+    def _begin(self, model: nn.Module) -> None:
+        if self._goes_on:
+            require_same_model(self.path, self._config["model"], model)
+        else:
+            self._config["model"] = describe_model(model)
+            clear_run(self.path)
+            write_note(self.path, self._config, finished=False)
+        attrs = history_attrs(model, self._config)
+        self._recording = Recording(self.path, self._keeping, attrs, rows=self._rows)
 
     def _save(self, epoch: int) -> None:
+        """Save the last step as `every` asks."""
+        self._recording.make_room()
+        self._hand_in(self._snapshot.hand_over(), epoch)
+        self._is_saved, self._is_extra = True, False
+
+    def _save_last(self, epoch: int, *, is_due: bool) -> None:
+        """Save the last step whole, because the training stops or pauses here."""
+        if not self._is_saved or (self._keeping.thin == "projection" and self.last_step > 0):
+            self._recording.make_room()
+            self._hand_in(self._snapshot.hand_over(), epoch, is_due=is_due, whole=True)
+            self._is_extra = True
+
+    def _hand_in(self, kept: Kept, epoch: int, *, is_due: bool = True, whole: bool = False) -> None:
         last = self._rows[-1]
-        save_checkpoint(
-            checkpoints_of(self.path),
-            self._state,
-            step=self._step,
-            epoch=epoch,
-            learning_rate=last["learning_rate"],
-            loss=last["loss"].get("train", math.nan),
-        )
-        self._saved_step = self._step
-        if time.monotonic() - self._wrote_history > HISTORY_PAUSE:
-            save_history(self.path, self._rows, self._attrs)
-            self._wrote_history = time.monotonic()
+        told = {"learning_rate": last["learning_rate"], "loss": last["loss"].get("train", math.nan)}
+        self._recording.save(kept, step=last["step"], epoch=epoch, is_due=is_due, whole=whole, **told)
+
+    def _leave(self, epoch: int) -> None:
+        """Settle what stays of the last step, now that the next one says whether an epoch ended."""
+        if self._ended(epoch) and (self._is_extra or not self._is_saved):
+            self._save(self._epoch + (self._keeping.every == "epoch"))
+        elif self._is_extra and not self._is_saved:
+            self._recording.remove(self.last_step)
+        self._is_saved = self._is_extra = False
+
+    def _ended(self, epoch: int) -> bool:
+        """Tell whether the last step was one to keep, seen from a step of `epoch`."""
+        by_epoch = self._keeping.every == "epoch" and epoch > self._epoch and self.last_step > 0
+        return by_epoch or self._is_due
+
+    def _go_on(self, step: int, epoch: int) -> None:
+        """Drop what the recording holds of `step` and later, and settle the step before it."""
+        self._goes_on = False
+        widest = max((b["step"] - a["step"] for a, b in itertools.pairwise(self._rows)), default=1)
+        self._rows[:] = [row for row in self._rows if row["step"] < step]
+        checkpoints = on_disk(self.path)
+        self._recording.remove(*(found.step for found in checkpoints if found.step >= step))
+        if not self._rows:
+            self.last_step = 0
+            self._recording.wait()
+            clear_run(self.path)
+            write_note(self.path, self._config, finished=False)
+            return
+        write_note(self.path, self._config, finished=False)
+        last = self._rows[-1]
+        self.last_step, self._epoch = last["step"], last["epoch"]
+        if step - self.last_step > widest:
+            log.warning("%s: steps %d to %d are not in the recording", self.path, self.last_step + 1, step - 1)
+        every = self._keeping.every
+        self._due = next_due(every, self.last_step)
+        self._is_due = next_due(every, self._rows[-2]["step"] if len(self._rows) > 1 else 0) <= self.last_step
+        found = next((found for found in checkpoints if found.step == self.last_step), None)
+        if self.last_step == 0 and self._has_start:
+            self._save(0)  # the loop begins again, perhaps from other weights
+        if self.last_step > 0 and found is not None and not self._ended(epoch):
+            self._recording.remove(found.step)
+        elif self._ended(epoch) and found is not None and not found.is_sketch:
+            moments = found.load_optimizer_state() if self._keeping.optimizer_state else None
+            kept = Kept(found.load(), found.metadata.get("buffers", []), moments)
+            self._hand_in(kept, self._epoch + (every == "epoch"))
+        elif self._ended(epoch) and found is None:
+            told = "%s: the state of step %d is not kept; call flush() before you save your own"
+            log.warning(told, self.path, self.last_step)
+        self._is_saved = True
+        self._recording.save(None, step=self.last_step, epoch=self._epoch)
+        self._recording.wait()
+        self._recording.save_history()
 
 
-def _number(value: float | Tensor) -> float:
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+def _number(value: float | Tensor) -> float | Tensor:
+    """Take a number from a tensor, but not wait for a GPU: a copy of it is asked later."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    return float(value.detach()) if value.device.type == "cpu" else value.detach().clone()

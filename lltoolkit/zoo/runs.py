@@ -5,6 +5,7 @@
     <path>/run.json                                  the configuration, and whether the training finished
     <path>/<name>.history.nc                         loss, accuracy, learning rate over the steps
     <path>/checkpoints/step_00000012.safetensors     with its .json beside it
+    <path>/rows.jsonl                                the history's rows while it is written; gone when it is whole
     <path>/resume.pt                                 what a training goes on from; gone when it has finished
 """
 
@@ -19,7 +20,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from lltoolkit.errors import did_you_mean
+from lltoolkit.errors import did_you_mean, require_choice
 from lltoolkit.files import write_atomically
 from lltoolkit.labelled.provenance import provenance
 from lltoolkit.store import open_result, save_result
@@ -27,9 +28,11 @@ from lltoolkit.tensors.checkpoints import Checkpoint, list_checkpoints
 from lltoolkit.tensors.params import weights_of
 from lltoolkit.zoo.models import build_model
 
-Every: TypeAlias = Literal["epoch"] | int
+Every: TypeAlias = Literal["epoch", "geometric"] | int
 
 NOTE = "run.json"
+ROWS = "rows.jsonl"
+WORDS = ("epoch", "geometric")  # that `every` may be
 RESUME = "resume.pt"
 
 
@@ -137,10 +140,37 @@ def require_every(every: Every) -> None:
     Raises
     ------
     ValueError
-        If it is neither ``"epoch"`` nor a whole number of at least 1.
+        If it is neither ``"epoch"``, ``"geometric"`` nor a whole number of at least 1.
     """
-    if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"every={every!r}: give 'epoch', or a whole number of steps of at least 1.")
+    if isinstance(every, str):
+        require_choice("every", every, WORDS)
+    elif isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every!r}: give 'epoch', 'geometric', or a whole number of steps of at least 1.")
+
+
+def next_due(every: Every, step: int) -> float:
+    """Return the first step after `step` at which a checkpoint is due; infinity where epochs decide.
+
+    ``"geometric"``: steps 1, 2, 3, ..., the next always about 10 % later, ``max(s + 1, ceil(1.1 s))``.
+
+    Returns
+    -------
+    float
+        A whole number, or infinity.
+
+    Examples
+    --------
+    >>> next_due(100, 250), next_due("geometric", 3), next_due("geometric", 100)
+    (300, 4, 104)
+    """
+    if every == "epoch":
+        return math.inf
+    if every != "geometric":
+        return (step // every + 1) * every
+    due = 1
+    while due <= step:
+        due = max(due + 1, -(-11 * due // 10))  # in whole numbers: 1.1 * 10 is more than 11 in floating point
+    return due
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -269,6 +299,6 @@ def read_note(path: Path) -> dict[str, Any] | None:
 def clear_run(path: Path) -> None:
     """Remove an older run from its folder, and nothing else that lies there."""
     folder = checkpoints_of(path)
-    old = [path / NOTE, history_of(path), path / RESUME]
+    old = [path / NOTE, history_of(path), path / RESUME, path / ROWS]
     for file in [*old, *folder.glob("step_*.json"), *folder.glob("step_*.safetensors")]:
         file.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ from tqdm.auto import tqdm
 
 from lltoolkit.errors import DivergedTraining
 from lltoolkit.files import require_folder
-from lltoolkit.tensors.checkpoints import list_checkpoints, save_checkpoint
+from lltoolkit.tensors.checkpoints import list_checkpoints
 from lltoolkit.tensors.machine import count_flops, default_threads, resolve_device, using_threads
 from lltoolkit.tensors.seeds import generator, stream
 from lltoolkit.zoo.prepare import Splits, build_network, describe_data, read_options, read_tensors, require_logits
 from lltoolkit.zoo.recipe import black_of, build_optimizer, choose_augment, crop_and_flip, learning_rate_at
-from lltoolkit.zoo.resume import may_go_on, restore_state, save_state
+from lltoolkit.zoo.recording import Keeping, Recording
+from lltoolkit.zoo.resume import going_on, may_go_on, restore_state, save_state
 from lltoolkit.zoo.runs import (
     RESUME,
     Every,
@@ -35,11 +37,12 @@ from lltoolkit.zoo.runs import (
     checkpoints_of,
     clear_run,
     history_attrs,
+    next_due,
     open_run,
     row,
-    save_history,
     write_note,
 )
+from lltoolkit.zoo.snapshot import Snapshot
 
 TEST_BATCH = 1000  # examples; shows in nothing but memory
 
@@ -55,11 +58,12 @@ def train(
     batch_size: int = 128,
     weight_decay: float = 5e-4,
     epochs: int = 300,
-    schedule: Literal["step", "cosine", "constant"] = "step",
+    schedule: Literal["step", "cosine", "one_cycle", "constant"] = "step",
     augment: Literal["auto", "crop_flip", "none"] = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     every: Every = "epoch",
+    record: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
     resume: bool = True,
@@ -79,7 +83,7 @@ def train(
     optimizer : {"sgd", "adam", "adamw"}
         SGD is with Nesterov momentum.
     lr : float, optional
-        Learning rate at the start; 0.1 for SGD, 0.001 for Adam and AdamW.
+        Learning rate at the start, with ``"one_cycle"`` the largest; 0.1 for SGD, 0.001 for Adam and AdamW.
     momentum : float
         Of SGD; the first beta of Adam and AdamW. In [0, 1).
     batch_size : int
@@ -89,8 +93,10 @@ def train(
         As torch's optimizers take it: on all parameters; decoupled for AdamW.
     epochs : int
         At least 1.
-    schedule : {"step", "cosine", "constant"}
+    schedule : {"step", "cosine", "one_cycle", "constant"}
         ``"step"``: divided by 10 at 1/2, 3/4 and 11/12 of the epochs. ``"cosine"``: to 0, step by step.
+        ``"one_cycle"``: from ``lr / 25`` up to `lr` in the first 30 % of the steps, then down to ``lr / 250000``, on
+        half cosines, as torch's ``OneCycleLR``; momentum is not cycled.
     augment : {"auto", "crop_flip", "none"}
         Random crops (4 pixels of black on each side) and mirror images. ``"auto"``: for colour images of 32x32.
     seed : int
@@ -98,9 +104,13 @@ def train(
     out : str or Path, optional
         Folder of the run. The same call with the same folder goes on where it was cut off, or returns at once where it
         had finished. None: a temporary folder that goes away with the Run.
-    every : "epoch" or int
-        When to keep a checkpoint and to be able to resume: after each epoch, or after each so many steps and at the end
-        of each epoch. The initial weights are always kept.
+    every : "epoch", "geometric" or int
+        When to keep a checkpoint: after each epoch; after steps 1, 2, 3, ..., the next always about 10 % later; or
+        after each so many steps and at the end of each epoch. The initial and the last weights are always kept.
+        Training can be resumed from each of these, and from the end of each epoch.
+    record : mapping, optional
+        What a checkpoint holds, by `Recorder`'s words: ``dtype``, ``thin``, ``n_last``, ``n_projected``; and
+        ``{"optimizer_state": True}`` to keep the momentum or Adam's moments too.
     device : str or torch.device
         ``"auto"``: a GPU if there is one.
     progress : bool
@@ -130,6 +140,7 @@ def train(
     References
     ----------
     Li et al. (2018), Visualizing the Loss Landscape of Neural Nets, section 3 and the recipe of its published code.
+    Smith and Topin (2019), Super-Convergence: the one-cycle schedule.
 
     Examples
     --------
@@ -149,6 +160,7 @@ def train(
         augment=augment,
         seed=seed,
         every=every,
+        record=record,
     )
     splits = read_tensors(data)
     images, _ = splits["train"]
@@ -204,8 +216,12 @@ def _fit(
     attrs = history_attrs(model, config)
     state = restore_state(path, model, optimizer)
     n_steps = count_steps(len(x), config["batch_size"])
+    keeping = Keeping(every, **config.get("record", {}))
+    snapshot = Snapshot(optimizer if keeping.optimizer_state else None)
+    recording = Recording(path, keeping, attrs, rows=state.rows, units="nat")
 
     def diverged(what: str) -> DivergedTraining:
+        recording.wait()
         kept = list_checkpoints(checkpoints_of(path))
         return DivergedTraining(
             f"training diverged: {what} at epoch {state.step // n_steps}, step {state.step}, learning rate {rate:g}. "
@@ -213,13 +229,24 @@ def _fit(
             f"instance lr={config['lr'] / 10:g}."
         )
 
-    def keep(loss: float) -> None:
+    def keep(loss: float, *, is_due: bool = True) -> None:
         if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
             raise diverged("a weight is NaN or infinite")
-        told = {"learning_rate": rate, "loss": loss, "seed": seed}
-        save_checkpoint(checkpoints_of(path), model, step=state.step, epoch=state.step // n_steps, **told)
-        save_history(path, state.rows, attrs, units="nat")
-        save_state(path, model, optimizer, state)
+        recording.make_room()
+        snapshot.take(model)
+        kept = snapshot.hand_over()
+        content = going_on(kept.model, optimizer, state)
+        # Behind its checkpoint, in one line: a training never goes on beyond a checkpoint that is missing.
+        recording.save(
+            kept if is_due else None,
+            step=state.step,
+            epoch=state.step // n_steps,
+            whole=state.step == epochs * n_steps,
+            then=lambda: save_state(path, content),
+            learning_rate=rate,
+            loss=loss,
+            seed=seed,
+        )
 
     def measured() -> dict[str, dict[str, float]]:
         pairs = {split: _evaluate(model, *splits[split]) for split in splits if split != "train"}
@@ -231,12 +258,13 @@ def _fit(
         }
 
     rate = learning_rate_at(0, n_steps, config)
-    if not state.rows:
-        state.rows.append(row(0, 0, rate, **measured()))
-        keep(math.nan)
-    with tqdm(
+    bar = tqdm(
         total=epochs * n_steps, initial=state.step, desc=_title(config["model"]), disable=not progress, unit="step"
-    ) as bar:
+    )
+    with closing(recording), bar:
+        if not state.rows:
+            state.rows.append(row(0, 0, rate, **measured()))
+            keep(math.nan)
         for epoch in range(state.step // n_steps, epochs):
             model.train()
             for chosen in _batches(len(x), config["batch_size"], seed, epoch, skip=state.step % n_steps):
@@ -260,14 +288,15 @@ def _fit(
                 state.n_right += int((logits.argmax(dim=1) == target).sum())
                 state.n_seen += len(target)
                 bar.update()
-                if every != "epoch" and state.step % every == 0 and state.step % n_steps:
+                if state.step % n_steps and next_due(every, state.step - 1) == state.step:
                     keep(state.loss_sum / state.n_seen)
             result = measured()
             if not all(map(math.isfinite, result["loss"].values())):
                 raise diverged(f"the loss after the epoch is {result['loss']}")
             state.rows.append(row(state.step, epoch + 1, rate, **result))
             state.loss_sum, state.n_right, state.n_seen = 0.0, 0, 0
-            keep(result["loss"]["train"])
+            is_due = every != "geometric" or epoch == epochs - 1 or next_due(every, state.step - 1) == state.step
+            keep(result["loss"]["train"], is_due=is_due)
             told = {f"{split} accuracy": f"{value:.3f}" for split, value in result["accuracy"].items()}
             bar.set_postfix(epoch=epoch + 1, loss=f"{result['loss']['train']:.3f}", **told)
 

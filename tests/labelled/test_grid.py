@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lltoolkit.labelled.grid import RESOLUTION, make_grid
@@ -22,6 +22,7 @@ def test_span_gives_even_steps_from_one_end_to_the_other(low, high, count):
 
 
 @given(st.floats(1e-6, 1e6), st.integers(1, 50))
+@example(771073.8729969, 11)  # two of its points lie halfway between two numbers of 12 digits
 def test_a_symmetric_span_with_an_odd_resolution_holds_0_exactly(span, half):
     values = make_grid(["alpha"], span=span, resolution=2 * half + 1)["alpha"]
     assert values[half] == 0
@@ -109,7 +110,44 @@ def test_around_covers_the_path_and_the_origin_with_a_margin(points):
         assert grid[axis][0] <= low - margin
         assert grid[axis][-1] >= high + margin
     widths = [np.ptp(values) for values in grid.values()]
-    assert min(widths) >= 0.2 * max(widths)  # an axis along which nothing moves is shown all the same
+    # An axis along which nothing moves is shown all the same; five points leave little choice for the 0 of the others.
+    assert min(widths) >= 0.15 * max(widths)
+
+
+@given(st.lists(st.tuples(bound, bound), min_size=1, max_size=6), st.integers(3, 60), st.sampled_from([0.01, 0.15, 2]))
+def test_around_holds_0_exactly_and_widens_the_margin_by_less_than_a_step(points, count, margin):
+    alpha, beta = (np.array(values) for values in zip(*points, strict=True))
+    assume(np.abs(points).max() > 0.01)
+    grid = make_grid(PLANE, around=path_through(alpha, beta), resolution=count, margin=margin)
+    extent = {axis: np.ptp([0, *values]) for axis, values in (("alpha", alpha), ("beta", beta))}
+    for axis, values in grid.items():
+        assert 0 in values
+        asked = max(extent[axis], 0.25 * max(extent.values())) * (1 + 2 * margin)
+        assert asked * (1 - 1e-9) <= np.ptp(values) <= asked + (values[1] - values[0]) * (1 + 1e-9)
+
+
+def test_two_points_are_the_ends():
+    values = make_grid(["alpha"], around=xr.Dataset({"alpha": ("step", [1.0])}), resolution=2, margin=0.5)["alpha"]
+    np.testing.assert_array_equal(values, [-0.5, 1.5])
+
+
+def test_around_several_paths_covers_each_of_them():
+    one, other = path_through([1.0, 2.0], [0.0, 0.0]), path_through([-4.0], [3.0])
+    whole = path_through([1.0, 2.0, -4.0], [0.0, 0.0, 3.0])
+    for several in ([one, other], (other, one), {"sgd": one, "adam": other}):
+        for axis, values in make_grid(PLANE, around=several).items():
+            np.testing.assert_array_equal(values, make_grid(PLANE, around=whole)[axis])
+
+
+def test_a_default_extent_is_a_path_where_nothing_else_is_said():
+    extent = {"alpha": (-3.0, 0.0), "beta": (1.0, 2.0)}
+    path = path_through([-3.0, 0.0], [1.0, 2.0])
+    for options in ({}, {"resolution": 9}, {"margin": 1.0}):
+        grid = make_grid(PLANE, default_extent=extent, default_span=7, **options)
+        for axis, values in make_grid(PLANE, around=path, **options).items():
+            np.testing.assert_array_equal(grid[axis], values)
+    assert make_grid(PLANE, default_extent=extent, span=1)["alpha"][0] == -1
+    assert make_grid(PLANE, default_extent=extent, coords={"alpha": [0, 1], "beta": [0, 1]})["alpha"][0] == 0
 
 
 @pytest.mark.parametrize(
@@ -149,8 +187,14 @@ def test_around_covers_the_path_and_the_origin_with_a_margin(points):
         ({"coords": {"alpha": [0, 1, 1], "beta": [0, 1]}}, r"coords of alpha must rise or fall throughout"),
         ({"coords": {"alpha": [0, 2, 1], "beta": [0, 1]}}, r"coords of alpha must rise or fall"),
         ({"coords": {"alpha": ["a", "b"], "beta": [0, 1]}}, r"coords of alpha are no numbers"),
-        ({"around": 3}, r"around must be a trajectory: a Dataset with alpha, beta along step"),
+        ({"around": 3}, r"around must be a trajectory, or several: a Dataset with alpha, beta along step"),
         ({"around": xr.Dataset({"alpha": ("step", [1.0])})}, r"around must be a trajectory"),
+        ({"around": []}, r"around must be a trajectory"),
+        ({"around": {"sgd": 3}}, r"around must be a trajectory"),
+        ({"around": path_through([], [])}, r"around is a path without a step"),
+        ({"around": path_through([1.0], [1.0]), "margin": -0.1}, r"margin=-0\.1: give the share"),
+        ({"around": path_through([1.0], [1.0]), "margin": float("nan")}, r"margin=nan"),
+        ({"around": path_through([1.0], [1.0]), "margin": True}, r"margin=True"),
         ({"around": path_through([1.0, np.nan], [0.0, 1.0])}, r"around holds NaN or infinite alpha"),
         ({"around": path_through([0.0, 0.0], [0.0, 0.0])}, r"never leaves the origin; give span"),
     ],

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from lltoolkit.tensors.checkpoints import Checkpoint, list_checkpoints, restore, save_checkpoint
+from lltoolkit.tensors.checkpoints import SKETCH, Checkpoint, list_checkpoints, open_state, save_checkpoint
+from lltoolkit.tensors.foreign import open_checkpoints
 
 
 class Tied(nn.Module):
@@ -88,38 +89,6 @@ def test_damage_names_the_file(tmp_path):
         list_checkpoints(tmp_path / "none")
 
 
-def test_every_misfit_is_named_and_nothing_moves():
-    model = moved()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = {name: tensor + 1 for name, tensor in before.items()}
-    del state["norm.bias"], state["norm.num_batches_tracked"]
-    state |= {"decode.bias": torch.zeros(4), "head.weight": torch.zeros(2, 3), "norm.weight": torch.zeros(3).double()}
-    state["decode.weight"] = state["decode.weight"] + 1
-    with pytest.raises(ValueError, match="does not fit this Tied") as caught:
-        restore(model, state, source="weights.pt")
-    for told in (
-        "missing norm.bias (3,)",
-        "extra head.weight (2, 3)",
-        "misshapen decode.bias: (4,) in the file, (3,) in the model",
-        "norm.weight is torch.float64",
-        "decode.weight differs from encode.weight",
-    ):
-        assert told in str(caught.value)
-    assert "num_batches_tracked" not in str(caught.value)
-    assert_same(before, model.state_dict())
-
-
-def test_narrow_types_widen_and_one_tied_name_is_enough():
-    model = moved()
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
-    del state["encode.weight"]
-    other = restore(Tied(), state, source="half")
-    assert other.encode.weight.dtype == torch.float32
-    assert torch.equal(other.encode.weight, model.encode.weight.half().float())
-
-
 def test_a_state_of_tensors_only(tmp_path):
     with pytest.raises(ValueError, match="'note', a str"):
         save_checkpoint(tmp_path, {"note": "x"}, step=0, epoch=0)
@@ -135,3 +104,79 @@ def test_a_full_disk_is_an_oserror_that_says_what_is_kept(tmp_path, monkeypatch)
         save_checkpoint(tmp_path, nn.Linear(2, 1), step=1, epoch=1.0)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [0]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.bfloat16, None])
+def test_types_that_are_stored(tmp_path, dtype):
+    model = moved().double()
+    checkpoint = save_checkpoint(tmp_path, model, step=1, epoch=0, dtype=dtype)
+    stored = {"float32": torch.float32, None: torch.float64}.get(dtype, torch.bfloat16)
+    expected = {name: t.to(stored) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    assert_same(expected, checkpoint.load())
+    restored = checkpoint.load_into(Tied().double())
+    assert_same({name: t.to(model.state_dict()[name].dtype) for name, t in expected.items()}, restored.state_dict())
+    assert restored.decode.weight is restored.encode.weight
+
+
+def test_unknown_types_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"dtype='bfloat' is not one of None, 'float32', 'bfloat16'.*Did you mean 'bfloat16'"
+    ):
+        save_checkpoint(tmp_path, moved(), step=1, epoch=0, dtype="bfloat")
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8 holds no weights"):
+        save_checkpoint(tmp_path, moved(), step=1, epoch=0, dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_knows_its_buffers(tmp_path):
+    buffers = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "seen"]
+    assert sorted(save_checkpoint(tmp_path, moved(), step=1, epoch=0).metadata["buffers"]) == sorted(buffers)
+    save_checkpoint(tmp_path, moved().state_dict(), step=2, epoch=0, buffers=iter(buffers))
+    save_checkpoint(tmp_path, moved().state_dict(), step=3, epoch=0)
+    found = [checkpoint.metadata.get("buffers") for checkpoint in list_checkpoints(tmp_path)[1:]]
+    assert found == [buffers, None]
+
+
+def test_an_optimizer_state_comes_back_and_is_no_checkpoint(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {name: optimizer.state[weight] for name, weight in model.named_parameters()}
+    checkpoint = save_checkpoint(tmp_path, model, step=1, epoch=0, dtype="bfloat16", optimizer_state=state)
+    found = checkpoint.load_optimizer_state()
+    assert found.keys() == state.keys()
+    for name in state:
+        assert_same(state[name], found[name])
+    assert [each.step for each in list_checkpoints(tmp_path)] == [1]
+    assert open_checkpoints(tmp_path) == [checkpoint]
+    checkpoint = save_checkpoint(tmp_path, model, step=1, epoch=0, optimizer_state={"weight": {"momentum": None}})
+    assert checkpoint.load_optimizer_state() == {}
+    checkpoint = save_checkpoint(tmp_path, model, step=1, epoch=0)
+    with pytest.raises(ValueError, match=r"no optimizer state was kept.*Recorder\(\.\.\., optimizer=optimizer\)"):
+        checkpoint.load_optimizer_state()
+
+
+def test_a_sketch_is_kept_instead_of_weights(tmp_path):
+    vector = torch.arange(5.0)
+    save_checkpoint(tmp_path, {SKETCH: vector}, step=1, epoch=0)
+    (found,) = list_checkpoints(tmp_path)
+    assert found.is_sketch
+    assert torch.equal(found.sketch(), vector)
+    for read in (found.load, lambda: found.load_into(nn.Linear(1, 1))):
+        with pytest.raises(ValueError, match=r"only a sketch of the weights \(5 numbers\).*trajectory_statistics"):
+            read()
+    whole = save_checkpoint(tmp_path, nn.Linear(1, 1), step=2, epoch=0)
+    assert not whole.is_sketch
+    with pytest.raises(ValueError, match="keeps whole weights, no sketch"):
+        whole.sketch()
+
+
+def test_an_open_checkpoint_gives_slices_of_what_load_gives(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, moved(), step=1, epoch=0)
+    state = checkpoint.load()
+    with open_state(checkpoint) as opened:
+        assert set(opened.names) == state.keys() - {"decode.weight"}  # a tied weight stands there once
+        for name in opened.names:
+            assert opened.shape(name) == tuple(state[name].shape)
+            assert torch.equal(opened.slice(name, 1, 3), state[name].flatten()[1:3])

@@ -1,12 +1,21 @@
+import copy
+import inspect
 import logging
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
+from lltoolkit.errors import ResumeMismatch
 from lltoolkit.labelled.schema import REQUIRED_ATTRS
+from lltoolkit.tensors.sketch import sketch
 from lltoolkit.zoo import Recorder, build_model, open_run
+from lltoolkit.zoo.runs import next_due
 
 
 def loop(recorder, *, epochs=2, steps=3, start=True, fail_at=None, model=None):
@@ -44,7 +53,10 @@ def assert_kept(run, states, steps):
         assert all(torch.equal(state[name], tensor) for name, tensor in states[checkpoint.step].items())
 
 
-@pytest.mark.parametrize(("every", "steps"), [("epoch", [0, 3, 6]), (2, [0, 2, 4, 6]), (4, [0, 4, 6]), (100, [0, 6])])
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [("epoch", [0, 3, 6]), (2, [0, 2, 4, 6]), (4, [0, 4, 6]), (100, [0, 6]), ("geometric", [0, 1, 2, 3, 4, 5, 6])],
+)
 def test_each_checkpoint_is_the_state_after_its_step(tmp_path, every, steps):
     with Recorder(tmp_path / "mine", every=every) as recorder:
         states = loop(recorder)
@@ -108,15 +120,30 @@ def test_a_zoo_model_comes_back_without_being_passed(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    for every in ("epochs", 0, 1.5, True):
-        with pytest.raises(ValueError, match=f"every={every!r}"):
-            Recorder(tmp_path / "mine", every=every)
+    for options, told in (
+        ({"every": "epochs"}, "Did you mean 'epoch'"),
+        ({"every": 0}, "every=0"),
+        ({"every": 1.5}, "every=1.5"),
+        ({"every": True}, "every=True"),
+        ({"dtype": "float16"}, "dtype='float16' is not one of None, 'float32', 'bfloat16'"),
+        ({"thin": "first"}, "thin='first'"),
+        ({"thin": "last", "n_last": 0}, "n_last=0"),
+        ({"thin": "projection", "n_projected": 1.5}, "n_projected=1.5"),
+        ({"overwrite": True, "resume": True}, "give one of them"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Recorder(tmp_path / "mine", **options)
+    assert not (tmp_path / "mine").exists()
     with Recorder(tmp_path / "mine") as recorder:
         states = loop(recorder)
         with pytest.raises(RuntimeError, match="comes before the first step"):
             recorder.start(nn.Linear(1, 1))
         with pytest.raises(ValueError, match="epoch=0 after epoch 1"):
             recorder.step(nn.Linear(1, 1), epoch=0)
+        with pytest.raises(ValueError, match="step=6 after step 6"):
+            recorder.step(nn.Linear(1, 1), epoch=1, step=6)
+    with pytest.raises(RuntimeError, match="closed"):
+        recorder.step(nn.Linear(1, 1), epoch=1)
     with pytest.raises(FileExistsError, match="already holds a recording"):
         Recorder(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"trained with a Sequential.*open_run\(path, model="):
@@ -138,3 +165,342 @@ def test_overwriting_leaves_strangers_alone(tmp_path):
         loop(recorder, epochs=1, steps=1)
     assert [checkpoint.step for checkpoint in open_run(tmp_path / "mine").checkpoints] == [0, 1]
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_geometric_recording_thins_out_by_a_tenth():
+    steps = [1]
+    while steps[-1] < 10**6:
+        steps.append(next_due("geometric", steps[-1]))
+    by_hand = [1]
+    while by_hand[-1] < 10**6:
+        by_hand.append(max(by_hand[-1] + 1, (11 * by_hand[-1] + 9) // 10))
+    assert steps == by_hand
+    assert len(steps) < 130
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"), [("epoch", [0, 30, 60, 90, 120]), (50, [0, 60, 120]), ("geometric", [0, 30, 60, 90, 120])]
+)
+def test_a_call_an_epoch_is_kept_where_a_due_step_lies_behind_it(tmp_path, every, kept):
+    model = nn.Linear(2, 1)
+    recorder = Recorder(tmp_path / "mine", every=every)
+    recorder.start(model)
+    for epoch in range(4):
+        recorder.step(model, epoch=epoch, step=30 * (epoch + 1), learning_rate=0.1 * epoch)
+    assert recorder.last_step == 120
+    recorder.close()
+    recorder.close()
+    run = open_run(tmp_path / "mine")
+    assert [checkpoint.step for checkpoint in run.checkpoints] == kept
+    assert run.finished
+    assert run.history.step.values.tolist() == [0, 30, 60, 90, 120]
+    for checkpoint in run.checkpoints[1:]:
+        rate = float(run.history.learning_rate.sel(step=checkpoint.step))
+        assert checkpoint.metadata["learning_rate"] == rate
+
+
+def test_names_of_buffers_are_told_and_tied_weights_stored_once(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with Recorder(tmp_path / "mine") as recorder:
+        states = loop(recorder, model=model)
+    run = open_run(tmp_path / "mine")
+    assert_kept(run, states, [0, 3, 6])
+    assert run.checkpoints[-1].metadata["buffers"] == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    with safe_open(run.checkpoints[-1].path, framework="pt") as file:
+        assert "2.weight" not in file.keys()  # noqa: SIM118 - the handle is no mapping
+
+
+def test_bfloat16_rounds_weights_and_leaves_counts(tmp_path):
+    with Recorder(tmp_path / "mine", dtype="bfloat16") as recorder:
+        states = loop(recorder)
+    for checkpoint in open_run(tmp_path / "mine").checkpoints:
+        state = checkpoint.load()
+        assert state.pop("1.num_batches_tracked") == states[checkpoint.step].pop("1.num_batches_tracked")
+        for name, tensor in state.items():
+            assert torch.equal(tensor, states[checkpoint.step][name].bfloat16())
+
+
+def test_of_the_last_few_only_they_stay_and_the_first(tmp_path):
+    with Recorder(tmp_path / "mine", every=1, thin="last", n_last=2) as recorder:
+        states = loop(recorder)
+    assert_kept(open_run(tmp_path / "mine"), states, [0, 5, 6])
+    with Recorder(tmp_path / "epochs", thin="last", n_last=1) as recorder:
+        states = loop(recorder)
+    assert_kept(open_run(tmp_path / "epochs"), states, [0, 6])
+    assert len(list((tmp_path / "epochs" / "checkpoints").iterdir())) == 4
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_projections_between_a_first_and_a_last_step_with_weights(tmp_path, dtype):
+    with Recorder(tmp_path / "mine", every=1, thin="projection", n_projected=5, dtype=dtype) as recorder:
+        states = loop(recorder)
+    first, *between, last = open_run(tmp_path / "mine").checkpoints
+    type_ = torch.bfloat16 if dtype else torch.float32
+    for whole in (first, last):
+        assert torch.equal(whole.load()["0.weight"], states[whole.step]["0.weight"].to(type_))
+    assert [checkpoint.step for checkpoint in between] == [1, 2, 3, 4, 5]
+    for checkpoint in between:
+        weights = {
+            name: tensor.to(type_)
+            for name, tensor in states[checkpoint.step].items()
+            if "running" not in name and "tracked" not in name
+        }
+        assert torch.equal(checkpoint.sketch(), sketch(weights, 5))
+
+
+def test_what_adam_remembers_lies_beside_the_weights(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    remembered = {}
+    with Recorder(tmp_path / "mine", every=1, optimizer=optimizer) as recorder:
+        recorder.start(model)
+        for step in range(1, 4):
+            model(torch.ones(2, 4)).square().mean().backward()
+            optimizer.step()
+            recorder.step(model, epoch=0)
+            remembered[step] = copy.deepcopy(optimizer.state_dict()["state"])
+    first, *others = open_run(tmp_path / "mine").checkpoints
+    assert first.load_optimizer_state() == {}
+    for checkpoint in others:
+        told = checkpoint.load_optimizer_state()
+        assert sorted(told) == sorted(name for name, _ in model.named_parameters())
+        for number, (name, _) in enumerate(model.named_parameters()):
+            assert told[name].keys() == remembered[checkpoint.step][number].keys()
+            for word, tensor in told[name].items():
+                assert torch.equal(tensor, remembered[checkpoint.step][number][word])
+
+
+def test_an_error_of_writing_is_told_by_a_later_call(tmp_path):
+    """Something lies where the folder of the checkpoints should be."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "checkpoints").touch()
+    recorder = Recorder(tmp_path / "mine", every=1)
+    with pytest.raises(OSError, match=r"can't be written .*Earlier checkpoints are kept"):  # noqa: PT012
+        recorder.start(model := nn.Linear(2, 1))
+        while True:
+            recorder.step(model, epoch=0)
+    with pytest.raises(OSError, match=r"can't be written"):
+        recorder.close()
+
+
+# Going on: each loop begins where the caller's own copy of model and optimizer stands; batches follow from the step.
+
+
+def make():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def go(recorder, model, optimizer, *, first=1, last=12, explicit=False, stop_after=None, saved=None):
+    for step in range(first, last + 1):
+        batch = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+        loss = model(batch).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recorder.step(
+            model, epoch=(step - 1) // 3, learning_rate=0.1 / step, loss=loss, step=step if explicit else None
+        )
+        if saved is not None:
+            saved[step] = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        if step == stop_after:
+            raise KeyboardInterrupt
+
+
+def files_of(path):
+    return {file.name: file.read_bytes() for file in sorted((path / "checkpoints").iterdir())}
+
+
+def assert_equal_recordings(a, b):
+    assert files_of(a) == files_of(b)
+    assert open_run(a).history.drop_attrs().identical(open_run(b).history.drop_attrs())
+    assert open_run(a).finished
+    assert open_run(b).finished
+    names = {file.name.replace(a.name, b.name) for file in a.iterdir()}
+    assert names == {file.name for file in b.iterdir()}
+
+
+# Stops after the first step, within an epoch, at the end of one, and at the end of all.
+CUTS = [
+    ({"every": "epoch"}, (1, 6, 7, 12)),
+    ({"every": 4}, (4, 7)),
+    ({"every": "geometric"}, (7,)),
+    ({"every": "epoch", "dtype": "bfloat16", "thin": "projection", "n_projected": 7}, (6, 7)),
+    ({"every": 2, "thin": "projection", "n_projected": 7, "memory": True}, (6, 7)),
+    ({"every": 2, "thin": "last", "n_last": 2}, (6, 7)),
+    ({"every": "epoch", "thin": "last", "n_last": 1, "memory": True}, (6, 7)),
+]
+
+
+@pytest.mark.parametrize(("options", "stops"), CUTS, ids=str)
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, options, stops):
+    options = dict(options)
+    memory = options.pop("memory", False)
+
+    def record(path, model, optimizer, **more):
+        return Recorder(path, optimizer=optimizer if memory else None, **options, **more)
+
+    model, optimizer = make()
+    with record(tmp_path / "whole", model, optimizer) as recorder:
+        recorder.start(model)
+        go(recorder, model, optimizer)
+    for stop in stops:
+        path, saved = tmp_path / f"cut{stop}", {}
+        model, optimizer = make()
+        with pytest.raises(KeyboardInterrupt), record(path, model, optimizer, resume=True) as recorder:  # noqa: PT012
+            recorder.start(model)
+            go(recorder, model, optimizer, stop_after=stop, saved=saved)
+        assert not open_run(path).finished
+        model, optimizer = make()
+        with record(path, model, optimizer, resume=True) as recorder:
+            assert recorder.last_step == stop
+            if options.get("dtype") is None:
+                kept = open_run(path).checkpoints[-1].load()
+                assert all(torch.equal(kept[name], tensor) for name, tensor in saved[stop][0].items())
+            model.load_state_dict(saved[stop][0])
+            optimizer.load_state_dict(saved[stop][1])
+            recorder.start(model)
+            if stop < 12:
+                go(recorder, model, optimizer, first=stop + 1)
+        if stop < 12:
+            assert_equal_recordings(tmp_path / "whole", path)
+
+
+def test_a_finished_recording_can_be_made_longer(tmp_path):
+    for name, parts in (("whole", [12]), ("parts", [5, 6, 12])):
+        model, optimizer = make()
+        for last in parts:
+            with Recorder(tmp_path / name, every=4, resume=True) as recorder:
+                recorder.start(model)
+                go(recorder, model, optimizer, first=recorder.last_step + 1, last=last)
+    assert_equal_recordings(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("options", [{"every": "epoch"}, {"every": 4}, {"every": 2, "thin": "projection"}], ids=str)
+def test_going_on_from_an_older_state_drops_what_came_after(tmp_path, options):
+    """The caller's own file is of step 5, the recording reached step 8."""
+    model, optimizer = make()
+    with Recorder(tmp_path / "whole", **options) as recorder:
+        recorder.start(model)
+        go(recorder, model, optimizer)
+    saved = {}
+    model, optimizer = make()
+    with pytest.raises(KeyboardInterrupt), Recorder(tmp_path / "cut", **options) as recorder:  # noqa: PT012
+        recorder.start(model)
+        go(recorder, model, optimizer, stop_after=8, saved=saved)
+    model.load_state_dict(saved[5][0])
+    optimizer.load_state_dict(saved[5][1])
+    with Recorder(tmp_path / "cut", resume=True, **options) as recorder:
+        recorder.start(model)
+        go(recorder, model, optimizer, first=6, explicit=True)
+    assert_equal_recordings(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("options", [{"every": "epoch"}, {"every": 4}, {"every": 2, "thin": "projection"}], ids=str)
+def test_flushing_leaves_no_trace(tmp_path, options):
+    for name in ("whole", "flushed"):
+        model, optimizer = make()
+        with Recorder(tmp_path / name, **options) as recorder:
+            recorder.start(model)
+            for step in range(1, 13):
+                go(recorder, model, optimizer, first=step, last=step)
+                if name == "flushed":
+                    recorder.flush()
+                    run = open_run(tmp_path / name)
+                    assert run.history.step.values[-1] == step
+                    state = run.checkpoints[-1].load()
+                    assert run.checkpoints[-1].step == step
+                    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+    assert_equal_recordings(tmp_path / "whole", tmp_path / "flushed")
+
+
+KILLED = """
+import copy, torch
+from torch import nn
+from lltoolkit.zoo.recorder import Recorder
+{code}
+torch.set_num_threads(1)
+model, optimizer = make()
+recorder = Recorder({path!r}, every=4)
+recorder.start(model)
+go(recorder, model, optimizer, last=100000)
+"""
+
+
+def test_after_a_kill_what_is_listed_is_whole_and_the_recording_goes_on(tmp_path):
+    code = "\n".join(map(inspect.getsource, (make, go)))
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(path=str(tmp_path / "killed"), code=code)])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "step_00000012.json").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    killed = open_run(tmp_path / "killed")
+    reached = killed.checkpoints[-1].step
+    states = {}
+    model, optimizer = make()
+    with Recorder(tmp_path / "whole", every=4) as recorder:
+        recorder.start(model)
+        states[0] = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        go(recorder, model, optimizer, last=reached + 10, saved=states)
+    for checkpoint in killed.checkpoints:
+        state = checkpoint.load()
+        assert all(torch.equal(state[name], tensor) for name, tensor in states[checkpoint.step][0].items())
+    with Recorder(tmp_path / "killed", every=4, resume=True) as recorder:
+        assert recorder.last_step == reached
+        model.load_state_dict(states[reached][0])
+        optimizer.load_state_dict(states[reached][1])
+        recorder.start(model)
+        go(recorder, model, optimizer, first=reached + 1, last=reached + 10)
+    assert_equal_recordings(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_another_model_or_other_options_are_told_apart(tmp_path):
+    with Recorder(tmp_path / "mine", every=2) as recorder:
+        loop(recorder)
+    for options, told in (
+        ({"every": 3}, "recorder.every: 2 there, 3 here"),
+        ({"every": 2, "dtype": "bfloat16"}, "recorder.dtype: 'not set' there, 'bfloat16' here"),
+        ({"every": 2, "thin": "last", "n_last": 3}, "recorder.n_last: 'not set' there, 3 here"),
+    ):
+        with pytest.raises(ResumeMismatch, match=told):
+            Recorder(tmp_path / "mine", resume=True, **options)
+    before = files_of(tmp_path / "mine")
+    for model, told in (
+        (nn.Linear(4, 2), "class: 'Sequential' there, 'Linear' here"),
+        (nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), r"0.weight: \[3, 4\] there, \[5, 4\]"),
+        (nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 2)), r"1.weight: \[3\] there, 'not set' here"),
+    ):
+        with Recorder(tmp_path / "mine", every=2, resume=True) as recorder:
+            with pytest.raises(ResumeMismatch, match=told):
+                recorder.start(model)
+            with pytest.raises(ResumeMismatch, match=told):
+                recorder.step(model, epoch=2)
+    assert files_of(tmp_path / "mine") == before
+
+
+def test_steps_that_are_missing_are_told(tmp_path, caplog):
+    with Recorder(tmp_path / "mine", every=2) as recorder:
+        loop(recorder)
+    with Recorder(tmp_path / "mine", every=2, resume=True) as recorder, caplog.at_level(logging.WARNING):
+        recorder.step(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)), epoch=3, step=10)
+    assert "steps 7 to 9 are not in the recording" in caplog.text
+
+
+def test_a_loop_that_begins_again_keeps_its_own_initial_weights(tmp_path):
+    with Recorder(tmp_path / "mine", every=2) as recorder:
+        loop(recorder)
+    with Recorder(tmp_path / "mine", every=2, resume=True) as recorder:
+        model, optimizer = make()
+        with torch.no_grad():
+            model[0].weight.zero_()
+        recorder.start(model)
+        go(recorder, model, optimizer, last=4, explicit=True)
+    first, *others = open_run(tmp_path / "mine").checkpoints
+    assert not first.load()["0.weight"].any()
+    assert [checkpoint.step for checkpoint in others] == [2, 4]
+    assert open_run(tmp_path / "mine").history.step.values.tolist() == [0, 1, 2, 3, 4]

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 import lltoolkit as ll
 from lltoolkit.errors import DivergedTraining, ResumeMismatch
+from lltoolkit.tensors.sketch import sketch
 from lltoolkit.zoo import build_model, load_data, open_run, train
 from lltoolkit.zoo.recipe import crop_and_flip, learning_rate_at
 from lltoolkit.zoo.train import count_steps
@@ -202,6 +204,80 @@ def test_divergence_keeps_what_it_had(data, tmp_path):
     assert run.history.sizes["step"] >= 1
 
 
+@pytest.mark.parametrize("n_epochs", [1, 2, 12])
+@pytest.mark.parametrize("schedule", ["step", "cosine", "one_cycle", "constant"])
+def test_learning_rates_are_those_of_torch(schedule, n_epochs):
+    lr, n_steps = 0.1, 7
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedules = torch.optim.lr_scheduler
+    n_all = n_epochs * n_steps
+    theirs = {
+        "step": lambda: schedules.MultiStepLR(
+            optimizer, [math.ceil(n_epochs * above / below) * n_steps for above, below in ((1, 2), (3, 4), (11, 12))]
+        ),
+        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, n_all),
+        "one_cycle": lambda: schedules.OneCycleLR(optimizer, max_lr=lr, total_steps=n_all, cycle_momentum=False),
+        "constant": lambda: schedules.ConstantLR(optimizer, factor=1.0),
+    }[schedule]()
+    for step in range(n_all):
+        ours = learning_rate_at(step, n_steps, {"lr": lr, "epochs": n_epochs, "schedule": schedule})
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        if step < n_all - 1:
+            theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "one_cycle", "constant"])
+def test_each_checkpoint_has_the_rate_of_its_last_step(data, schedule):
+    run = small(data, schedule=schedule, every=2)
+    for checkpoint in run.checkpoints[1:]:
+        assert checkpoint.metadata["learning_rate"] == learning_rate_at(checkpoint.step - 1, 3, run.config)
+        if checkpoint.step in run.history.step:
+            assert checkpoint.metadata["learning_rate"] == run.history.learning_rate.sel(step=checkpoint.step)
+
+
+def test_geometric_checkpoints_and_going_on_from_between_them(data, tmp_path, monkeypatch):
+    """Epochs of three steps: a cut at the start of epoch 6, step 18, which is no checkpoint."""
+    options = {"epochs": 8, "every": "geometric", "augment": "crop_flip"}
+    whole = small(data, out=tmp_path / "whole", **options)
+    assert [checkpoint.step for checkpoint in whole.checkpoints] == [*range(12), 13, 15, 17, 19, 21, 24]
+    calls = iter(range(100))
+
+    def interrupted(*arguments):
+        if next(calls) == 18:
+            raise KeyboardInterrupt
+        return crop_and_flip(*arguments)
+
+    monkeypatch.setattr(sys.modules["lltoolkit.zoo.train"], "crop_and_flip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small(data, out=tmp_path / "cut", **options)
+    stood = torch.load(tmp_path / "cut" / "resume.pt", weights_only=True)["state"]
+    assert stood["step"] == 18
+    again = small(data, out=tmp_path / "cut", **options)
+    assert_equal_runs(whole, again)
+    assert next(calls) == 19 + 6
+
+
+def test_what_a_checkpoint_holds_is_an_option(data, tmp_path):
+    plain = small(data, every=2)
+    thin = small(data, every=2, record={"thin": "projection", "n_projected": 9, "dtype": "bfloat16"})
+    assert thin.config["record"] == {"dtype": "bfloat16", "thin": "projection", "n_projected": 9}
+    assert [checkpoint.is_sketch for checkpoint in thin.checkpoints] == [False, True, True, True, False]
+    weights = dict(plain.model.named_parameters())
+    for checkpoint, there in zip(thin.checkpoints[1:4], plain.checkpoints[1:4], strict=True):
+        state = {name: tensor.bfloat16() for name, tensor in there.load().items() if name in weights}
+        assert torch.equal(checkpoint.sketch(), sketch(state, 9))
+    last = thin.checkpoints[-1].load()
+    assert all(torch.equal(last[name], weight.bfloat16()) for name, weight in weights.items())
+    few = small(data, every=1, record={"thin": "last", "n_last": 2, "optimizer_state": True}, out=tmp_path / "run")
+    assert [checkpoint.step for checkpoint in few.checkpoints] == [0, 5, 6]
+    moments = few.checkpoints[-1].load_optimizer_state()
+    assert moments.keys() == weights.keys()
+    assert moments["conv1.weight"]["momentum_buffer"].shape == weights["conv1.weight"].shape
+    with pytest.raises(ResumeMismatch, match=r"record\.n_last: 2 there, 3 here"):
+        small(data, every=1, record={"thin": "last", "n_last": 3, "optimizer_state": True}, out=tmp_path / "run")
+
+
 def test_learning_rates_are_the_papers():
     config = {"lr": 0.1, "epochs": 300, "schedule": "step"}
     drops = [
@@ -264,6 +340,10 @@ def test_colour_images_are_augmented_by_default_and_others_not(data):
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"weight_decay": -1}, "weight_decay=-1"),
         ({"every": 0}, "every=0"),
+        ({"every": "epochs"}, "Did you mean 'epoch'"),
+        ({"record": {"dtpye": "bfloat16"}}, "Did you mean 'dtype'"),
+        ({"record": {"thin": "last", "n_last": -1}}, "n_last=-1"),
+        ({"record": {"optimizer_state": "adam"}}, "optimizer_state='adam' is not one of True, False"),
         ({"device": "gpu"}, "device='gpu' can't be used"),
         ({"seed": "a"}, "seed='a'"),
         ({"model_options": {"depth": 3}}, r"model_options has \['depth'\]"),
