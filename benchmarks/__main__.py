@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: cells, whole surfaces, memory."""
+"""``python -m benchmarks``: cells, whole surfaces, curvature, memory, recording."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from benchmarks.curvature import curvature_bars, curvature_report, measure_curva
 from benchmarks.engines import compare_engines, engines_report
 from benchmarks.limit import sgemm_rate
 from benchmarks.memory import compute_one, measure_memory, memory_report
+from benchmarks.recorder import measure_recorder, recorder_bars, recorder_report
 from benchmarks.report import bars_table, cells_report, describe_machine, write_json
 from benchmarks.surfaces import compare_surfaces, surface_bars, surfaces_report
 
@@ -181,6 +182,23 @@ def curvature(
     content["bars"] = curvature_bars(content["curvature"])
     _keep(out, content)
     typer.echo(curvature_report(content))
+    typer.echo(bars_table(content["bars"]))
+
+
+@app.command()
+def recorder(
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training, of 12 steps.")] = 15,
+    out: Out = None,
+) -> None:
+    """Measure what recording costs a training of ResNet-20 on the digits, in turns with a plain loop."""
+    torch.set_num_threads(1)
+    content: dict[str, Any] = {
+        "machine": describe_machine(1),
+        "recorder": measure_recorder(n_epochs=epochs, tell=_tell),
+    }
+    content["bars"] = recorder_bars(content["recorder"])
+    _keep(out, content)
+    typer.echo(recorder_report(content))
     typer.echo(bars_table(content["bars"]))
 
 

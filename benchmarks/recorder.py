@@ -22,82 +22,101 @@ WAYS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def measure_recorder(*, n_rounds: int, n_epochs: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Time ResNet-20 on the digits in a plain loop, alone and recorded, round by round.
+class Training:
+    """One of the trainings that take turns, an epoch each.
 
-    ``step()`` is called at every step. Starting and closing, which waits for the disk, are counted.
+    Attributes
+    ----------
+    epochs : list of float
+        Seconds of each epoch.
+    ends : float
+        Seconds of opening and closing the recording; closing waits for the disk.
+    in_calls, own_cpu, cpu : float
+        Seconds in the Recorder's calls; processor seconds of these and of its thread; of everything.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, Any] | None) -> None:
+        self.model = build_model("resnet20", in_channels=1, input_size=8)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        self.recorder = None if options is None else Recorder(folder, **options)
+        self.epochs: list[float] = []
+        self.ends = self.in_calls = self.own_cpu = self.cpu = 0.0
+        if self.recorder is not None:
+            self.ends += self._count(self.recorder.start, self.model)
+
+    def epoch(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Train for an epoch; `step` is called at every step."""
+        wall, cpu, of_thread = time.perf_counter(), time.process_time(), time.thread_time()
+        for inputs, target in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            loss = functional.cross_entropy(self.model(inputs), target)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            if self.recorder is not None:
+                told = {"epoch": len(self.epochs), "learning_rate": 0.1, "loss": loss}
+                self.in_calls += self._count(self.recorder.step, self.model, **told)
+        self.epochs.append(time.perf_counter() - wall)
+        cpu, of_thread = time.process_time() - cpu, time.thread_time() - of_thread
+        self.cpu += cpu
+        # On one thread of torch, what this thread did not do is the Recorder's own.
+        self.own_cpu += max(cpu - of_thread, 0.0) if self.recorder is not None else 0.0
+
+    def close(self) -> None:
+        """End the recording."""
+        if self.recorder is not None:
+            self.ends += self._count(self.recorder.close)
+
+    def _count(self, call: Callable[..., object], *given: object, **named: object) -> float:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        call(*given, **named)
+        self.own_cpu += time.thread_time() - cpu
+        return time.perf_counter() - wall
+
+
+def measure_recorder(*, n_epochs: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Train ResNet-20 on the digits in plain loops, one alone and others recorded, which take turns epoch by epoch.
 
     Parameters
     ----------
-    n_rounds : int
-        Turns of each way.
     n_epochs : int
-        Epochs of a turn, 12 steps each.
+        Epochs of each, of 12 steps.
     tell : callable
         Takes lines about the progress.
 
     Returns
     -------
     dict
-        JSON-able: the seconds of each turn; for each way of recording the medians over the rounds of what it adds to
-        the plain loop's time, and of what its own calls and its thread take, as shares of the rest of the same turn.
+        JSON-able: the seconds of each epoch, and for each way of recording ``overhead``, the median over the epochs of
+        what it adds to the plain loop's time, with its share of opening and closing; ``in_calls`` and ``processor``,
+        the shares of time in its own calls and of its processor time.
     """
     x, y = load_data("digits")["train"]
-    for options in WAYS.values():
-        _train(x, y, options, 1)  # warms up
-    turns: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for turn in range(n_rounds):
-        first = turn % len(WAYS)
-        for way in [*list(WAYS)[first:], *list(WAYS)[:first]]:
-            turns[way].append(_train(x, y, WAYS[way], n_epochs))
-        tell(f"  round {turn + 1}: " + ", ".join(f"{way} {turns[way][-1]['wall']:.2f} s" for way in WAYS))
-    result: dict[str, Any] = {"n_rounds": n_rounds, "n_epochs": n_epochs, "turns": turns, "ways": {}}
-    for way in list(WAYS)[1:]:
-        ratios = sorted(one["wall"] / plain["wall"] for one, plain in zip(turns[way], turns["plain"], strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = {way: Training(Path(folder) / str(place), WAYS[way]) for place, way in enumerate(WAYS)}
+        for training in trainings.values():  # warms up
+            training.epoch(x, y)
+        for turn in range(n_epochs):
+            first = turn % len(WAYS)
+            for way in [*list(WAYS)[first:], *list(WAYS)[:first]]:
+                trainings[way].epoch(x, y)
+            tell(f"  epoch {turn + 1}: " + ", ".join(f"{way} {of.epochs[-1]:.2f} s" for way, of in trainings.items()))
+        for training in trainings.values():
+            training.close()
+    seconds = {way: training.epochs[1:] for way, training in trainings.items()}
+    result: dict[str, Any] = {"n_epochs": n_epochs, "seconds": seconds, "ways": {}}
+    plain = median(seconds["plain"])
+    for way, training in trainings.items():
+        if training.recorder is None:
+            continue
+        ratios = sorted(one / alone for one, alone in zip(seconds[way], seconds["plain"], strict=True))
+        ends = training.ends / (n_epochs * plain)
         result["ways"][way] = {
-            "overhead": median(ratios) - 1,
-            "least": ratios[0] - 1,
-            "most": ratios[-1] - 1,
-            "in_calls": median(turn["in_calls"] / (turn["wall"] - turn["in_calls"]) for turn in turns[way]),
-            "processor": median(turn["own_cpu"] / (turn["cpu"] - turn["own_cpu"]) for turn in turns[way]),
+            "overhead": median(ratios) - 1 + ends,
+            "quartiles": [ratios[len(ratios) // 4] - 1 + ends, ratios[3 * len(ratios) // 4] - 1 + ends],
+            "in_calls": training.in_calls / (sum(training.epochs) - training.in_calls) + ends,
+            "processor": training.own_cpu / (training.cpu - training.own_cpu),
         }
     return result
-
-
-def _train(x: torch.Tensor, y: torch.Tensor, options: dict[str, Any] | None, n_epochs: int) -> dict[str, float]:
-    model = build_model("resnet20", in_channels=1, input_size=8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    in_calls = own_cpu = 0.0
-
-    def count(call: Callable[..., object], *given: object, **named: object) -> None:
-        nonlocal in_calls, own_cpu
-        wall, cpu = time.perf_counter(), time.thread_time()
-        call(*given, **named)
-        in_calls, own_cpu = in_calls + time.perf_counter() - wall, own_cpu + time.thread_time() - cpu
-
-    with tempfile.TemporaryDirectory() as folder:
-        wall, cpu, of_thread = time.perf_counter(), time.process_time(), time.thread_time()
-        recorder = None if options is None else Recorder(Path(folder) / "run", **options)
-        if recorder is not None:
-            count(recorder.start, model)
-        for epoch in range(n_epochs):
-            for inputs, target in zip(x.split(BATCH), y.split(BATCH), strict=True):
-                loss = functional.cross_entropy(model(inputs), target)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if recorder is not None:
-                    count(recorder.step, model, epoch=epoch, learning_rate=0.1, loss=loss)
-        if recorder is not None:
-            count(recorder.close)
-        wall, cpu, of_thread = (
-            time.perf_counter() - wall,
-            time.process_time() - cpu,
-            time.thread_time() - of_thread,
-        )
-    # On one thread of torch, whatever this thread did not do is the Recorder's own thread.
-    own_cpu += max(cpu - of_thread, 0.0) if recorder is not None else 0.0
-    return {"wall": wall, "cpu": cpu, "in_calls": in_calls, "own_cpu": own_cpu}
 
 
 def recorder_bars(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,19 +139,19 @@ def recorder_report(content: dict[str, Any]) -> str:
         [
             way,
             f"{found['overhead']:+.1%}",
-            f"{found['least']:+.1%} to {found['most']:+.1%}",
+            f"{found['quartiles'][0]:+.1%} to {found['quartiles'][1]:+.1%}",
             f"{found['in_calls']:.1%}",
             f"{found['processor']:.1%}",
         ]
         for way, found in result["ways"].items()
     ]
-    plain = median(turn["wall"] for turn in result["turns"]["plain"]) / (12 * result["n_epochs"])
+    plain = median(result["seconds"]["plain"]) / 12
     return "\n\n".join(
         [
             "### Recording",
-            f"ResNet-20 on the digits, batch {BATCH}, {result['n_epochs']} epochs of 12 steps a turn, "
-            f"{result['n_rounds']} rounds; a step without recording takes {1000 * plain:.0f} ms.",
-            table(["", "time added, median", "range of the rounds", "time in its calls", "its processor time"], rows),
+            f"ResNet-20 on the digits, batch {BATCH}, {result['n_epochs']} epochs of 12 steps, in turns; a step not "
+            f"recorded takes {1000 * plain:.0f} ms.",
+            table(["", "time added, median", "quartiles", "time in its calls", "its processor time"], rows),
             machine_line(content["machine"]),
         ]
     )

@@ -84,6 +84,14 @@ def train(
     schedule: Annotated[str, typer.Option(help="step, cosine, one_cycle or constant.")] = "step",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    every: Annotated[
+        str, typer.Option(help="When to keep a checkpoint: epoch, geometric, or a number of steps.")
+    ] = "epoch",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of stored weights: float32 or bfloat16; default the model's.")
+    ] = None,
+    thin: Annotated[str, typer.Option(help="none, last (first and last ten checkpoints) or projection.")] = "none",
+    optimizer_state: Annotated[bool, typer.Option("--optimizer-state", help="Keep Adam's moments too.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from what the folder holds, or train anew.")] = True,
 ) -> None:
     """Train a network with checkpoints; after Ctrl-C the same command goes on.
@@ -105,6 +113,8 @@ def train(
         schedule=schedule,
         seed=seed,
         out=out,
+        every=int(every) if every.isdigit() else every,
+        record={"dtype": dtype, "thin": thin, "optimizer_state": optimizer_state},
         device=device,
         resume=resume,
     )

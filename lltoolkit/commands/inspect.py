@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+ROOM = 160  # letters for the words of a variable
+
 
 @reports_errors
 def info(result: Annotated[Path, typer.Argument(help="Any result file, .nc.")]) -> None:
@@ -64,4 +66,5 @@ def _summary(values: "np.ndarray") -> str:
     different = list(dict.fromkeys(str(value) for value in values.flat))
     if len(different) == 1:
         return f"all {different[0]}"
-    return ", ".join(different[:12]) + (f" and {len(different) - 12} more" if len(different) > 12 else "")
+    shown = different[: max(1, ROOM // max(map(len, different)))]
+    return ", ".join(shown) + (f" and {len(different) - len(shown)} more" if len(different) > len(shown) else "")

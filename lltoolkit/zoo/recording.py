@@ -21,7 +21,7 @@ from lltoolkit.zoo.runs import ROWS, Every, checkpoints_of, require_every, save_
 from lltoolkit.zoo.snapshot import Kept
 from lltoolkit.zoo.writer import Writer
 
-HISTORY_PAUSE = 10.0  # seconds between two writings of a growing history; checkpoints are never late
+HISTORY_PAUSE = 30.0  # seconds between two writings of a growing history; checkpoints are never late
 THIN = ("none", "last", "projection")
 
 
