@@ -107,8 +107,8 @@ class CheckpointReader:
     def skip(self, checkpoint: Checkpoint, error: Exception) -> None:
         """Leave a checkpoint out and say so in the log, or raise."""
         if self._damaged == "stop":
-            error.add_note(f"This was the checkpoint of step {checkpoint.step}; damaged='skip' leaves such ones out.")
-            raise error
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{error} Or leave it out: damaged='skip'.") from error
         self.skipped.add(checkpoint.step)
         log.warning("step %d is left out: %s", checkpoint.step, error)
 

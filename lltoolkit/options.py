@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from lltoolkit.tensors.subspace import Subspace
     from lltoolkit.zoo.data import LoadedData
 
+TYPED = {
+    "resume=False": "--no-resume",
+    "damaged='skip'": "--damaged skip",
+    "buffers='recompute'": "--buffers recompute",
+    "Give pattern=": "Give --pattern",
+    "prefix=": "--prefix ",
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -75,10 +83,17 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 raise
-            typer.echo(f"Error: {str(error).replace('resume=False', '--no-resume')}", err=True)
+            typer.echo(f"Error: {_as_typed(str(error))}", err=True)
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _as_typed(message: str) -> str:
+    """Name the arguments that an error advises as options of the command line."""
+    for argument, option in TYPED.items():
+        message = message.replace(argument, option)
+    return message
 
 
 @dataclass(frozen=True)

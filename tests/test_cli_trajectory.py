@@ -73,6 +73,80 @@ def test_checkpoints_of_ones_own(folder, tmp_path):
     assert np.isfinite(own["loss"]).all()
 
 
+def test_a_recording_of_ones_own_loop(folder, tmp_path):
+    """It says of which network of the zoo it is, and never on what it was trained."""
+    import torch
+
+    zoo = ll.zoo.open_run(folder / "sgd").model
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    for name, model in (("zoo", zoo), ("own", own)):
+        with ll.Recorder(tmp_path / name) as recorder:
+            recorder.start(model)
+            for epoch in range(3):
+                for parameter in model.parameters():
+                    torch.nn.init.normal_(parameter, std=0.1)
+                recorder.step(model, epoch=epoch)
+    args = ["--examples", 10, "--out", tmp_path / "p.trajectory.nc"]
+    assert "--data is missing" in run("trajectory", tmp_path / "zoo", *args, code=1)
+    run("trajectory", tmp_path / "zoo", "--data", "digits", *args)
+    assert np.isfinite(ll.open_result(tmp_path / "p.trajectory.nc")["loss"]).all()
+    told = run("trajectory", tmp_path / "own", "--data", "digits", *args, code=1)
+    assert "of a Sequential" in told
+    assert "give --model and --data, or --no-loss" in told
+    told = run("trajectory", tmp_path / "own", "--no-loss", "--plane", "random", *args, code=1)
+    assert "or another --plane" in told
+
+
+@pytest.mark.parametrize("how", ["damaged", "nan"])
+def test_what_cannot_be_used_is_left_out_everywhere(folder, tmp_path, how):
+    """Network, plane and path all end at the last checkpoint that can be used."""
+    import torch
+
+    checkpoints = ll.zoo.open_run(folder / "sgd").checkpoints
+    for number, checkpoint in enumerate(checkpoints):
+        torch.save(checkpoint.load(), tmp_path / f"epoch_{number}.pt")
+    last = tmp_path / f"epoch_{len(checkpoints) - 1}.pt"
+    bad = {name: tensor * float("nan") for name, tensor in checkpoints[-1].load().items()}
+    last.write_bytes(b"") if how == "damaged" else torch.save(bad, last)
+    args = ["trajectory", tmp_path, "--model", "mlp", "--data", "digits", "--examples", 10]
+    args += ["--out", tmp_path / "p.trajectory.nc"]
+    if how == "damaged":
+        assert "is damaged" in run(*args, code=1)
+    assert "--damaged skip" in run(*args, "--no-loss", code=1)
+    assert "1 checkpoints skipped" in run(*args, "--damaged", "skip")
+    path = ll.open_result(tmp_path / "p.trajectory.nc")
+    assert path["step"].values.tolist() == [0, 1, 2, 3]
+    assert float(path["residual"][-1]) == 0
+    np.testing.assert_allclose(path["loss"][:, -1], path["plane_loss"][:, -1], rtol=1e-5)
+
+
+def test_files_of_lightning_have_a_prefix(folder, tmp_path):
+    import torch
+
+    for number, checkpoint in enumerate(ll.zoo.open_run(folder / "sgd").checkpoints):
+        state = {f"net.{name}": tensor for name, tensor in checkpoint.load().items()} | {"metric": torch.zeros(1)}
+        torch.save({"state_dict": state, "global_step": 10 * number}, tmp_path / f"epoch={number}.ckpt")
+    out = tmp_path / "p.trajectory.nc"
+    args = ["trajectory", tmp_path, "--model", "mlp", "--data", "digits", "--examples", 10, "--out", out]
+    run(*args, "--prefix", "net.")
+    assert ll.open_result(out)["step"].values.tolist() == [0, 10, 20, 30, 40]
+
+
+def test_batch_norm_elsewhere_than_at_the_end_takes_recomputed_statistics(tmp_path):
+    import torch
+
+    model = ll.zoo.build_model("resnet8", n_classes=10, in_channels=1, input_size=8)
+    for step in range(4):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        torch.save(model.state_dict(), tmp_path / f"step{step}.pt")
+    args = ["trajectory", tmp_path, "--model", "resnet8", "--data", "digits", "--examples", 10, "--origin", "start"]
+    args += ["--out", tmp_path / "p.trajectory.nc"]
+    assert "--buffers recompute" in run(*args, code=1)
+    run(*args, "--buffers", "recompute")
+    assert float(ll.open_result(tmp_path / "p.trajectory.nc")["residual"][0]) == 0
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -81,6 +155,10 @@ def test_checkpoints_of_ones_own(folder, tmp_path):
         (["--origin", "end"], "final"),
         (["--model", "mlp"], "leave --model out"),
         (["--damaged", "ignore"], "skip"),
+        (["--plane", "random", "--center", "mean"], "--center are of --plane pca"),
+        (["--plane", "none.safetensors"], "none.safetensors does not exist"),
+        (["--resolution", 5], "give --surface too"),
+        (["--surface", "s.surface.nc", "--resolution", 1], "at least 2"),
     ],
 )
 def test_bad_options_say_what_to_do(folder, tmp_path, monkeypatch, args, said):

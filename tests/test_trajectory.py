@@ -526,9 +526,8 @@ def test_a_checkpoint_that_cannot_be_used_stops_or_is_left_out(tmp_path, how, ca
     checkpoints = broken_run(tmp_path / "run", how)
     objective = ll.Objective(MLP.model(), MLP.data())
     plane, file = ll.random_subspace(objective), tmp_path / "a.trajectory.nc"
-    with pytest.raises(ValueError, match=r"step_00000020") as caught:
+    with pytest.raises(ValueError, match=r"step_00000020.*damaged='skip'"):
         project(checkpoints, plane, objective, path=file)
-    assert "damaged='skip'" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     with caplog.at_level(logging.WARNING):
         path = project(checkpoints, plane, objective, path=file, damaged="skip")
     assert "step 20 is left out" in caplog.text

@@ -81,6 +81,8 @@ def plot(
         raise ValueError(f"--kind {kind} draws one result, not {len(named)}; several surfaces go into --kind grid.")
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist; make it first.")
+    if stored != "trajectory" and (surface is not None or color != "auto"):
+        raise ValueError(f"--surface and --color are of paths, and this is a {stored}: leave them out.")
     if "gamma" in first.dims:
         named = {name: each.sel(gamma=gamma, method="nearest") for name, each in named.items()}
     var = var or ("eig_ratio" if stored == "curvature" else "loss")

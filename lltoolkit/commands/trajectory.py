@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lltoolkit.errors import require_choice
+from lltoolkit.errors import require_choice, require_whole
 from lltoolkit.options import (
+    Buffers,
     Data,
     Device,
     Model,
@@ -23,10 +24,12 @@ from lltoolkit.options import (
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import nn
 
     from lltoolkit.tensors.checkpoints import Checkpoint
     from lltoolkit.tensors.objective import Objective
     from lltoolkit.tensors.subspace import Subspace
+    from lltoolkit.zoo.data import LoadedData
     from lltoolkit.zoo.runs import Run
 
 PLANES = ("pca", "random", "hessian")
@@ -42,7 +45,7 @@ def trajectory(
     origin: Annotated[str, typer.Option(help="Where a PCA plane stands: final, start or mean.")] = "final",
     center: Annotated[str, typer.Option(help="What PCA takes the variance about: origin or mean.")] = "origin",
     surface: Annotated[Path | None, typer.Option(help="Compute the surface around the paths: NAME.surface.nc.")] = None,
-    resolution: Annotated[int, typer.Option(help="Of the surface: points per axis.")] = 31,
+    resolution: Annotated[int | None, typer.Option(help="Of the surface: points per axis; default 31.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Of the surface: compute only what interpolation misses by more.")
     ] = None,
@@ -50,13 +53,19 @@ def trajectory(
         bool, typer.Option(help="Measure each checkpoint, and the plane under it; or project alone.")
     ] = True,
     pattern: Annotated[str | None, typer.Option(help="Of your own checkpoints: 'epoch_*.pt'.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="What the names in them begin with: 'model.' in files of Lightning.")
+    ] = None,
     model: Model = None,
     data: Data = None,
     shortcut: Shortcut = "A",
     width: Width = 1,
     normalize: Normalize = None,
     examples: NExamples = None,
-    damaged: Annotated[str, typer.Option(help="What a checkpoint that can't be read does: stop or skip.")] = "stop",
+    buffers: Buffers = "frozen",
+    damaged: Annotated[
+        str, typer.Option(help="What a checkpoint that can't be read, or holds NaN, does: stop or skip.")
+    ] = "stop",
     seed: Annotated[int, typer.Option(help="Of random directions.")] = 0,
     device: Device = "auto",
     resume: Resume = True,
@@ -76,6 +85,11 @@ def trajectory(
     require_choice("--origin", origin, ("final", "start", "mean"))
     require_choice("--center", center, ("origin", "mean"))
     require_choice("--damaged", damaged, ("stop", "skip"))
+    if plane != "pca" and (origin, center) != ("final", "origin"):
+        raise ValueError("--origin and --center are of --plane pca: leave them out.")
+    if surface is None and not (resolution is None and tolerance is None):
+        raise ValueError("--resolution and --tolerance are of the surface: give --surface too, or leave them out.")
+    resolution = 31 if resolution is None else require_whole("--resolution", resolution, least=2)
     files = _files(out, runs)
     for file in files:
         require_writable(file, 0, "trajectory")
@@ -83,10 +97,11 @@ def trajectory(
         require_writable(surface)
         if not loss:
             raise ValueError("--surface measures the network and --no-loss does not: leave one of them out.")
-    sources = [open_source(folder, pattern) for folder in runs]
+    sources = [open_source(folder, pattern, prefix) for folder in runs]
     objective = None
     if loss or plane in ("random", "hessian"):
-        objective = _objective(sources[0], model, data, shortcut, width, normalize, examples, device)
+        network, splits = _network(sources[0], damaged, model, data, shortcut, width, normalize, loss=loss)
+        objective = ll.Objective(network, splits, n_examples=examples, buffers=buffers, device=device)
         typer.echo(objective.check())
     subspace = _plane(plane, sources, objective, origin, center, damaged, seed)
     measured = objective if loss else None
@@ -101,20 +116,20 @@ def trajectory(
         typer.echo(surface)
 
 
-def open_source(folder: Path, pattern: str | None) -> "Run | list[Checkpoint]":
+def open_source(folder: Path, pattern: str | None, prefix: str | None = None) -> "Run | list[Checkpoint]":
     """Open a recorded run, or a folder of any checkpoints.
 
     Returns
     -------
     Run or list of Checkpoint
-        A run where the folder holds one and no pattern is given.
+        A run where the folder holds one and neither pattern nor prefix is given.
     """
     import lltoolkit as ll
     from lltoolkit.zoo.runs import NOTE
 
-    if pattern is None and (folder / NOTE).exists():
+    if pattern is None and prefix is None and (folder / NOTE).exists():
         return ll.zoo.open_run(folder)
-    return ll.open_checkpoints(folder, pattern)
+    return ll.open_checkpoints(folder, pattern, prefix=prefix)
 
 
 def _files(out: Path, runs: Sequence[Path]) -> list[Path]:
@@ -127,33 +142,57 @@ def _files(out: Path, runs: Sequence[Path]) -> list[Path]:
     return [out.with_name(f"{stem}-{name}.trajectory.nc") for name in names]
 
 
-def _objective(
+def _network(
     source: "Run | list[Checkpoint]",
+    damaged: str,
     model: str | None,
     data: str | None,
     shortcut: str,
     width: int,
     normalize: str | None,
-    examples: int | None,
-    device: str,
-) -> "Objective":
-    """Make what is measured, at the final weights."""
+    *,
+    loss: bool,
+) -> "tuple[nn.Module, LoadedData]":
+    """Make what is measured: the network with the final weights, and its examples."""
     import lltoolkit as ll
 
-    if not isinstance(source, list):
-        if model is not None:
-            raise ValueError("the run knows its network: leave --model out.")
-        if data is None and "data" not in source.config:
-            raise ValueError("--data is missing: the recording does not say what was trained on. Or pass --no-loss.")
-        splits = data_of(source.config.get("data", {}), data, normalize)
-        return ll.Objective(source.model, splits, n_examples=examples, device=device)
-    if model is None or data is None:
+    config: dict[str, Any] = {} if isinstance(source, list) else source.config
+    instead = ", or --no-loss." if loss else ", or another --plane: pca and a file need no network."
+    named = "name" in config.get("model", {})
+    if named and model is not None:
+        raise ValueError("the run knows its network: leave --model out.")
+    if not named and model is None:
+        what = f"of a {config['model'].get('class')}, which is none of the zoo" if config else "of which network"
         raise ValueError(
-            "checkpoints alone don't say of which network and data they are: give --model and --data, or --no-loss."
+            f"{'the recording is ' if config else 'checkpoints alone do not say '}{what}: give --model and --data"
+            + instead
         )
-    splits = ll.zoo.load_data(data, normalize=normalize or "default")
-    network = source[-1].load_into(build_for(splits, model, shortcut, width))
-    return ll.Objective(network, splits, n_examples=examples, device=device)
+    if data is None and "data" not in config:
+        raise ValueError(f"--data is missing: nothing here says what was trained on. Give it{instead}")
+    if "data" in config:
+        splits = data_of(config["data"], data, normalize)
+    else:
+        splits = ll.zoo.load_data(str(data), normalize=normalize or "default")
+    last = _last(source if isinstance(source, list) else source.checkpoints, damaged)
+    if named:
+        options = {name: value for name, value in config["model"].items() if name != "initial_sha256"}
+        return last.load_into(ll.zoo.build_model(**options)).eval(), splits
+    return last.load_into(build_for(splits, model, shortcut, width)), splits
+
+
+def _last(checkpoints: "Sequence[Checkpoint]", damaged: str) -> "Checkpoint":
+    """Find the last checkpoint that can be used, where the PCA plane stands too."""
+    from lltoolkit.tensors.gram import finite, parameter_names, readable
+
+    if not checkpoints:
+        raise ValueError("the run has no complete checkpoint yet: wait for it to go on.")
+    if damaged == "stop":
+        return checkpoints[-1]
+    whole = readable(checkpoints, damaged="skip")
+    for checkpoint in reversed(whole):
+        if finite([checkpoint], parameter_names(whole)):
+            return checkpoint
+    raise ValueError(f"none of the {len(checkpoints)} checkpoints can be used.")
 
 
 def _plane(
@@ -173,7 +212,7 @@ def _plane(
         return ll.random_subspace(objective, seed=seed)
     if plane == "hessian":
         return ll.hessian_subspace(objective, seed=seed)
-    if not Path(plane).is_file():
+    if not Path(plane).suffix and not Path(plane).is_file():
         require_choice("--plane", plane, PLANES)
     return ll.Subspace.open(plane)
 
@@ -185,7 +224,8 @@ def _told(path: "xr.Dataset") -> str:
     )
     shares, walk = path["explained_variance"].values, path["explained_variance_null"].values
     if (shares == shares).all():
-        told += f" (PCA: {100 * shares.sum():.1f} % of the variance; a random walk's: {100 * walk.sum():.1f} %)"
+        by_chance = f"; a random walk's: {100 * walk.sum():.1f} %" if (walk == walk).all() else ""
+        told += f" (PCA: {100 * shares.sum():.1f} % of the variance{by_chance})"
     if int(path.attrs["n_skipped"]):
         told += f"; {path.attrs['n_skipped']} checkpoints skipped"
     return told

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -150,7 +151,7 @@ def _coordinates(axis: str, values: Any) -> np.ndarray:
 
 def _span_around(extent: Mapping[str, tuple[float, float]], margin: float) -> dict[str, tuple[float, float]]:
     """Widen the extent of paths, and the origin, to the span of a grid around them."""
-    if isinstance(margin, bool | str) or not 0 <= margin < math.inf:
+    if isinstance(margin, bool) or not isinstance(margin, Real) or not 0 <= margin < math.inf:
         raise ValueError(f"margin={margin!r}: give the share of the extent left free on each side, at least 0.")
     ends = {axis: (min(low, 0.0), max(high, 0.0)) for axis, (low, high) in extent.items()}
     widest = max(high - low for low, high in ends.values())

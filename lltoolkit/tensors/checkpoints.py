@@ -51,7 +51,8 @@ class Checkpoint:
         What else was known: ``learning_rate``, ``loss``, ``seed``, ``lltoolkit_version``, ...; ``buffers``: names of
         the entries that are no weights.
     prefix : str, optional
-        What is taken off the names in a file of others, see `open_checkpoints`.
+        What is taken off the names in a file of others, see `open_checkpoints`; empty where they are used as they
+        stand, as in our own.
     """
 
     path: Path
@@ -241,7 +242,7 @@ def save_checkpoint(
     if SKETCH in state:
         known["sketch"] = state[SKETCH].numel()
     folder = Path(folder)
-    checkpoint = Checkpoint(folder / f"step_{step:08d}.safetensors", step, epoch)
+    checkpoint = Checkpoint(folder / f"step_{step:08d}.safetensors", step, epoch, prefix="")
     mark = checkpoint.path.with_suffix(".json")
     metadata = known | metadata
     text = json.dumps({"step": step, "epoch": epoch, **metadata}, indent=1, default=_plain)
@@ -257,7 +258,7 @@ def save_checkpoint(
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(
             f"{checkpoint.path} can't be written ({error}). Earlier checkpoints are kept: make room or mend the "
-            "folder's rights, then call again."
+            "folder's rights, then go on."
         ) from error
     checkpoint.metadata.update({key: json.loads(text)[key] for key in metadata})
     return checkpoint
@@ -265,6 +266,8 @@ def save_checkpoint(
 
 def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """List the complete checkpoints of `folder` in the order of their steps; none gives an empty list.
+
+    The folder may be one that is being written and thinned out: what is removed meanwhile is not listed.
 
     Parameters
     ----------
@@ -287,20 +290,24 @@ def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
     if not folder.is_dir():
         nearby = [other.name for other in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         raise FileNotFoundError(f"there is no folder {folder}.{did_you_mean(folder.name, nearby)}")
-    found = [_read_mark(mark) for mark in folder.glob("step_*.json") if mark.with_suffix(".safetensors").exists()]
+    marks = (mark for mark in folder.glob("step_*.json") if mark.with_suffix(".safetensors").exists())
+    found = (checkpoint for mark in marks if (checkpoint := _read_mark(mark)) is not None)
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def _read_mark(mark: Path) -> Checkpoint:
+def _read_mark(mark: Path) -> Checkpoint | None:
+    """Read the JSON of a checkpoint; None where it is gone."""
     try:
         content = json.loads(mark.read_text())
         step, epoch = int(content.pop("step")), int(content.pop("epoch"))
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{mark} is damaged ({type(error).__name__}: {error}). "
             "Remove it and its .safetensors file, or record again."
         ) from error
-    return Checkpoint(mark.with_suffix(".safetensors"), step, epoch, content)
+    return Checkpoint(mark.with_suffix(".safetensors"), step, epoch, content, prefix="")
 
 
 def _in_type(state: dict[str, Tensor], dtype: StoredType) -> dict[str, Tensor]:

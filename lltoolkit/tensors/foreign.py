@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lltoolkit.tensors.weight_files import SUFFIXES, peek
 
 USUAL_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 NUMBER = re.compile(r"(?<![\d.])\d+(?!\.?\d)")  # a whole number, not part of a decimal such as a loss in the name
+SHARD = re.compile(r"-\d+-of-0*(?!1\D)[1-9]\d*\.")  # one of two files or more that hold a model together
 EPOCH = re.compile(r"epoch\D?(\d+)", re.IGNORECASE)
 
 
@@ -27,7 +29,7 @@ def open_checkpoints(folder: str | Path, pattern: str | None = None, *, prefix: 
         ``{"state_dict": ...}`` or ``{"model": ...}``; the prefixes ``module.`` and ``_orig_mod.`` are taken off.
     prefix : str, optional
         Keep only the entries whose names begin with it, without it: ``"model."`` for a LightningModule that holds the
-        network as ``self.model``.
+        network as ``self.model``. An empty one takes no prefix off, as is done with lltoolkit's own files.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def open_checkpoints(folder: str | Path, pattern: str | None = None, *, prefix: 
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If nothing is found, or two files have one step.
+        If nothing is found, two files have one step, or a model is spread over several files.
 
     Examples
     --------
@@ -60,7 +62,7 @@ def open_checkpoints(folder: str | Path, pattern: str | None = None, *, prefix: 
     if pattern is None:
         for place in (folder, folder / "checkpoints"):
             if place.is_dir() and (own := list_checkpoints(place)):
-                return own
+                return own if prefix is None else [replace(each, prefix=prefix) for each in own]
     elif Path(pattern).is_absolute():
         raise ValueError(f"pattern={pattern!r} is an absolute path; give it relative to the folder {folder}.")
     suffixes = USUAL_SUFFIXES if pattern is None else SUFFIXES
@@ -72,12 +74,18 @@ def open_checkpoints(folder: str | Path, pattern: str | None = None, *, prefix: 
         ),
         key=lambda file: _natural(file.relative_to(folder).as_posix()),
     )
+    _require_whole_models(folder, files or [*folder.glob("*-of-*.*"), *folder.glob("*/*-of-*.*")])
     if not files:
         there = sorted(file.name + "/" * file.is_dir() for file in folder.iterdir())
         wanted = f"matches {pattern!r}" if pattern else f"ends in {', '.join(USUAL_SUFFIXES)}"
         raise ValueError(
             f"nothing in {folder} {wanted}. There is "
             + (", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "") if there else "nothing")
+            + (
+                ". In checkpoints/ is no complete checkpoint of lltoolkit yet"
+                if (folder / "checkpoints").is_dir()
+                else ""
+            )
             + ". Give pattern=, such as 'checkpoint-*/model.safetensors'."
         )
     inside = list(_told_inside(files))
@@ -162,10 +170,20 @@ def _checkpoints_in(source: Any) -> list[Checkpoint]:
 
 
 def _name_of(source: Any, checkpoints: Sequence[Checkpoint]) -> str:
-    if path := getattr(source, "path", source if isinstance(source, str | Path) else None):
-        return Path(path).name
-    folders = [checkpoints[0].path.parent, *checkpoints[0].path.parent.parents] if checkpoints else []
-    return next((folder.name for folder in folders if folder.name != "checkpoints"), "run")
+    path = getattr(source, "path", source if isinstance(source, str | Path) else None)
+    if path is None and checkpoints:
+        path = checkpoints[0].path.parent
+    folders = [] if path is None else [Path(path).resolve(), *Path(path).resolve().parents]
+    return next((folder.name for folder in folders if folder.name not in ("", "checkpoints")), "run")
+
+
+def _require_whole_models(folder: Path, files: Iterable[Path]) -> None:
+    if part := next((file for file in files if SHARD.search(file.name)), None):
+        raise ValueError(
+            f"{part.relative_to(folder)} in {folder} is one of several files (shards) that hold a model together; one "
+            "file a checkpoint can be read. Save it whole, in transformers by "
+            "model.save_pretrained(folder, max_shard_size='1TB')."
+        )
 
 
 def _told_inside(files: Sequence[Path]) -> Iterator[dict[str, int]]:

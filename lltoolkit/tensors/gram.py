@@ -52,7 +52,9 @@ def parameter_names(checkpoints: Sequence[Checkpoint], model: Any = None) -> tup
         return (SKETCH,)
     stored = _shapes(first, getattr(model, "config", None))
     wanted = list(weights_of(model)) if isinstance(model, nn.Module) else list(getattr(model, "theta", stored))
-    if missing := [name for name in wanted if name not in stored]:
+    with open_state(first) as state:
+        missing = [name for name in wanted if name not in state]  # a tied weight may go by any of its names
+    if missing:
         raise ValueError(
             f"{first.path} lacks {missing[0]}, a parameter of the model; it has {', '.join(list(stored)[:5])}, ... "
             "Give the model that was trained, or open_checkpoints(..., prefix=...)."
@@ -95,6 +97,32 @@ def readable(checkpoints: Iterable[Checkpoint], *, damaged: Literal["stop", "ski
             log.warning("step %d is left out: %s", checkpoint.step, error)
             continue
         _require_same(checkpoint, shapes, *first.setdefault(checkpoint.is_sketch, (checkpoint, shapes)))
+        kept.append(checkpoint)
+    return kept
+
+
+def finite(checkpoints: Iterable[Checkpoint], names: Sequence[str]) -> list[Checkpoint]:
+    """Leave out the checkpoints that hold NaN or infinite weights or can't be read, each with a warning.
+
+    Parameters
+    ----------
+    checkpoints : iterable of Checkpoint
+        With whole weights, of one model; all are read, one at a time.
+    names : sequence of str
+        See `parameter_names`.
+
+    Returns
+    -------
+    list of Checkpoint
+        The others, in the same order.
+    """
+    kept = []
+    for checkpoint in checkpoints:
+        try:
+            load_parameters(checkpoint, names)
+        except (FileNotFoundError, ValueError) as error:
+            log.warning("step %d is left out: %s", checkpoint.step, error)
+            continue
         kept.append(checkpoint)
     return kept
 
@@ -292,7 +320,8 @@ def _shapes(checkpoint: Checkpoint, config: Any = None) -> dict[str, tuple[int, 
         return {
             name: state.shape(name)
             for name in state.names
-            if state.is_floating_point(name) and not (name.endswith(BUFFER_ENDINGS) if note is None else name in note)
+            if state.is_floating_point(name)
+            and not (name.endswith(BUFFER_ENDINGS) if note is None else state.key(name) in note)
         }
 
 
@@ -324,6 +353,5 @@ def _require_entry(state: StoredState, name: str, checkpoint: Checkpoint, shape:
 
 def _not_finite(checkpoint: Checkpoint, name: str) -> str:
     return (
-        f"{checkpoint.path} has NaN or infinite weights in {name}: the training diverged before step "
-        f"{checkpoint.step}. Leave this checkpoint and the later ones out."
+        f"{checkpoint.path} has NaN or infinite weights in {name}: the training diverged before step {checkpoint.step}."
     )

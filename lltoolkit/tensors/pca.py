@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch import Tensor
 from lltoolkit.errors import require_choice
 from lltoolkit.tensors.checkpoints import Checkpoint, open_state
 from lltoolkit.tensors.foreign import runs_of
-from lltoolkit.tensors.gram import combine, gram, load_parameters, parameter_names, readable
+from lltoolkit.tensors.gram import combine, finite, gram, load_parameters, parameter_names, readable
 from lltoolkit.tensors.params import Params, name_of_filter, norm, select
 from lltoolkit.tensors.random_walk import Point, center_weights, walk_variance
 from lltoolkit.tensors.subspace import Subspace
 
 WeightFilter: TypeAlias = str | Callable[[str, Tensor], bool] | None
+
+R = TypeVar("R")
 
 SCALES = ("unit", "path")
 DIGITS = 10  # of what an id is made of: the last bits of an eigenvector depend on the number of threads
@@ -50,12 +52,14 @@ def pca_subspace(
         "unit": 1. "path": the path's largest coordinate is 1 or -1 on each axis.
     parameters : str, callable or None
         Which weights are variables: a regular expression searched in the name, ``"weights"`` for tensors with two or
-        more axes, or ``f(name, tensor) -> bool``. The others stay at the origin.
+        more axes, or ``f(name, tensor) -> bool``. The others stay at the origin. For an objective that moves some of
+        the weights only, give it as `model` instead.
     model : nn.Module or Objective, optional
         Tells weights from buffers where the files of others don't: the plane then has this model's weights, or those
         that this objective moves. Otherwise see `parameter_names`.
     damaged : {"stop", "skip"}
-        What a missing or damaged file does: "stop" is an error; "skip" leaves it out with a warning.
+        What a missing or damaged file, or one with NaN, does: "stop" is an error; "skip" leaves it out with a warning
+        (and reads all files once more).
 
     Returns
     -------
@@ -100,17 +104,20 @@ def pca_subspace(
     require_choice("dims", dims, (1, 2, 3))
     require_choice("scale", scale, SCALES)
     runs = [kept for each in runs_of(run).values() if (kept := readable(each, damaged=damaged))]
-    checkpoints = [checkpoint for each in runs for checkpoint in each]
-    _require_enough(checkpoints, dims)
+    _require_enough([checkpoint for each in runs for checkpoint in each], dims)
     if len(runs) > 1:
         readable(each[0] for each in runs)  # the runs are of one model
+    names = parameter_names(runs[0], run if model is None else model)
+    if damaged == "skip":
+        runs = [kept for each in runs if (kept := finite(each, names))]
+    checkpoints = [checkpoint for each in runs for checkpoint in each]
+    _require_enough(checkpoints, dims)
     lengths = [len(each) for each in runs]
     about_origin = center_weights(lengths, origin=origin, center="origin")
     about = center_weights(lengths, origin=origin, center=center)
-    names = parameter_names(checkpoints, run if model is None else model)
-    end = load_parameters(checkpoints[lengths[0] - 1], names)
+    end = _or_skip(load_parameters, checkpoints[lengths[0] - 1], names)
     variables = {name: end[name] for name in choose_weights(end, parameters)}
-    products = gram(checkpoints, names=list(variables), reference=end)
+    products = _or_skip(gram, checkpoints, names=list(variables), reference=end)
     values, vectors = _principal(products, about)
     _require_rank(values, dims, rounding=_rounding(checkpoints[0], variables) * len(checkpoints) ** 0.5)
     lengths_of_axes = values[:dims].sqrt()
@@ -152,9 +159,17 @@ def _require_enough(checkpoints: Sequence[Checkpoint], dims: int) -> None:
             checkpoint.load()  # which says what a sketch is good for
     if len(checkpoints) <= dims:
         raise ValueError(
-            f"{len(checkpoints)} checkpoints can't span dims={dims}: that takes {dims + 1}. Record more often "
-            "(Recorder(..., every=)), wait for the run to go on, or choose fewer dims."
+            f"{len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)} can't span dims={dims}: that takes "
+            f"{dims + 1}. Record more often (Recorder(..., every=)), wait for the run to go on, or choose "
+            + ("fewer dims." if dims > 1 else "another run.")
         )
+
+
+def _or_skip(read: Callable[..., R], *args: Any, **options: Any) -> R:
+    try:
+        return read(*args, **options)
+    except ValueError as error:
+        raise ValueError(f"{error} Leave such ones out: damaged='skip'.") from error
 
 
 def choose_weights(theta: Params, parameters: WeightFilter) -> list[str]:

@@ -30,14 +30,19 @@ class StoredState:
     Attributes
     ----------
     names : tuple of str
-        The entries in the file's order, each tied weight once, under its first name.
+        The entries in the file's order, each tied weight once; it is found under its other names too.
     """
 
-    def __init__(self, keys: Mapping[str, str], read: Callable[[str], Tensor], look: Look) -> None:
-        self._keys = dict(keys)
+    def __init__(
+        self, keys: Mapping[str, str], aliases: Mapping[str, str], read: Callable[[str], Tensor], look: Look
+    ) -> None:
+        self._keys = {name: aliases.get(key, key) for name, key in keys.items()}
         self._read = read
         self._look = look
-        self.names = tuple(self._keys)
+        firsts: dict[str, str] = {}
+        for name, key in self._keys.items():
+            firsts.setdefault(key, name)
+        self.names = tuple(firsts.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self._keys
@@ -45,6 +50,10 @@ class StoredState:
     def tensor(self, name: str) -> Tensor:
         """Return an entry; its values are read when they are used."""
         return self._read(self._keys[name])
+
+    def key(self, name: str) -> str:
+        """Return what an entry is called in the file, prefixes included."""
+        return self._keys[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an entry."""
@@ -70,7 +79,7 @@ def read_weights(path: Path, *, prefix: str | None = None) -> dict[str, Tensor]:
         taken off.
     prefix : str, optional
         Keep only the entries whose names begin with it, without it: ``"model."`` where a LightningModule holds the
-        network as ``self.model``.
+        network as ``self.model``. An empty one takes no prefix off.
 
     Returns
     -------
@@ -111,7 +120,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     with _open_safetensors(path) as (keys, read, _, aliases):
         state = {name: read(name) for name in keys}
-    return state | {alias: state[name] for alias, name in aliases.items() if name in state and alias not in state}
+    return state | {alias: state[name] for alias, name in aliases.items()}
 
 
 @contextmanager
@@ -141,14 +150,15 @@ def open_weights(path: Path, *, prefix: str | None = None) -> Iterator[StoredSta
     """
     require_choice("the suffix of path", path.suffix, SUFFIXES)
     if path.suffix == ".safetensors":
-        with _open_safetensors(path) as (keys, read, look, _):
-            yield StoredState(_plain_names(keys, prefix, path), read, look)
+        with _open_safetensors(path) as (keys, read, look, aliases):
+            yield StoredState(_plain_names([*keys, *aliases], prefix, path), aliases, read, look)
         return
     state = _state_dict(path, _load_torch(path, mapped=True))
     seen: dict[tuple[object, ...], str] = {}
-    untied = [name for name, tensor in state.items() if seen.setdefault(place_of(name, tensor), name) == name]
+    firsts = {name: seen.setdefault(place_of(name, tensor), name) for name, tensor in state.items()}
     yield StoredState(
-        _plain_names(untied, prefix, path),
+        _plain_names(state, prefix, path),
+        {name: first for name, first in firsts.items() if first != name},
         state.__getitem__,
         lambda key: (tuple(state[key].shape), state[key].is_floating_point()),
     )
@@ -193,7 +203,8 @@ def _open_safetensors(path: Path) -> Iterator[tuple[list[str], Callable[[str], T
     # What the caller's block raises is no damage of this file, hence no `try` around the yield.
     try:
         file = safe_open(path, framework="pt")
-        keys, aliases = list(file.keys()), file.metadata() or {}
+        keys = list(file.keys())
+        tied = {alias: key for alias, key in (file.metadata() or {}).items() if key in keys and alias not in keys}
     except (SafetensorError, OSError) as error:
         raise _damaged_safetensors(path, error) from error
 
@@ -208,7 +219,7 @@ def _open_safetensors(path: Path) -> Iterator[tuple[list[str], Callable[[str], T
         return tuple(entry.get_shape()), entry.get_dtype().startswith(("F", "BF"))
 
     with file:
-        yield keys, read, look, aliases
+        yield keys, read, look, tied
 
 
 def _damaged_safetensors(path: Path, error: Exception) -> ValueError:
@@ -256,16 +267,20 @@ def _state_dict(path: Path, held: Any) -> dict[str, Tensor]:
 
 def _plain_names(keys: Any, prefix: str | None, path: Path) -> dict[str, str]:
     """Map names without prefixes to the names in the file."""
-    names = _without_prefixes({key: key for key in keys})
-    if not prefix:
+    names = {key: key for key in keys}
+    if prefix == "":
         return names
-    kept = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
-    if not kept:
-        raise ValueError(
-            f"{path} has no entry whose name begins with prefix={prefix!r}; there are {', '.join(list(names)[:5])}, "
-            "... Give the prefix as it stands there, with its dot, or leave it out."
-        )
-    return _without_prefixes(kept)
+    plain = _without_prefixes(names)
+    if prefix is None:
+        return plain
+    for each in (plain, names):  # the prefix may be one of those, too
+        kept = {name.removeprefix(prefix): key for name, key in each.items() if name.startswith(prefix)}
+        if kept:
+            return _without_prefixes(kept)
+    raise ValueError(
+        f"{path} has no entry whose name begins with prefix={prefix!r}; there are {', '.join(list(plain)[:5])}, ... "
+        "Give the prefix as it stands there, with its dot, or leave it out."
+    )
 
 
 def _without_prefixes(names: dict[str, str]) -> dict[str, str]:

@@ -202,3 +202,9 @@ def test_a_default_extent_is_a_path_where_nothing_else_is_said():
 def test_bad_grids_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_grid(PLANE, **options)
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf"), "wide", None, True])
+def test_a_margin_that_is_no_share_is_named(margin):
+    with pytest.raises(ValueError, match=r"margin=.*give the share of the extent"):
+        make_grid(["alpha"], default_extent={"alpha": (0.0, 1.0)}, margin=margin)

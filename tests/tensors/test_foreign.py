@@ -9,6 +9,7 @@ from torch import nn
 
 from lltoolkit.tensors.checkpoints import list_checkpoints, save_checkpoint
 from lltoolkit.tensors.foreign import open_checkpoints, runs_of
+from lltoolkit.tensors.gram import parameter_names
 from lltoolkit.zoo.runs import Run
 
 
@@ -111,7 +112,36 @@ def test_our_own_folders_need_no_pattern(tmp_path):
     assert open_checkpoints(tmp_path / "run") == open_checkpoints(tmp_path / "run" / "checkpoints") == own
 
 
-def test_whatever_stands_for_runs(tmp_path):
+def test_a_model_in_several_files_is_refused(tmp_path):
+    whole = write(tmp_path / "whole", *(f"checkpoint-{step}/model-00001-of-00001.safetensors" for step in (5, 10)))
+    assert [checkpoint.step for checkpoint in open_checkpoints(whole, "*/*.safetensors")] == [5, 10]
+    names = [f"checkpoint-{step}/model-0000{part}-of-00002.safetensors" for step in (5, 10) for part in (1, 2)]
+    write(tmp_path / "parts", *names)
+    for pattern in (None, "*/model.safetensors", "*/*.safetensors", "*/*-00001-of-*"):
+        with pytest.raises(ValueError, match=r"model-00001-of-00002.* \(shards\).*max_shard_size"):
+            open_checkpoints(tmp_path / "parts", pattern)
+
+
+def test_a_run_without_a_checkpoint_yet_says_so(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", nn.Linear(2, 1), step=0, epoch=0).path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="In checkpoints/ is no complete checkpoint of lltoolkit yet"):
+        open_checkpoints(tmp_path)
+
+
+def test_our_own_names_stand_as_they_are(tmp_path):
+    """A model may have a child named `module` without being wrapped; its buffers stay buffers under any prefix."""
+    model = nn.ModuleDict({"module": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))})
+    model["module"].register_buffer("kernel", torch.ones(2))
+    saved = save_checkpoint(tmp_path, model, step=0, epoch=0)
+    assert open_checkpoints(tmp_path) == [saved]
+    assert parameter_names([saved], model) == tuple(name for name, _ in model.named_parameters())
+    saved.load_into(model)
+    inner = open_checkpoints(tmp_path, prefix="module.")
+    assert set(parameter_names(inner)) == {name for name, _ in model["module"].named_parameters()}
+    inner[0].load_into(model["module"])
+
+
+def test_whatever_stands_for_runs(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("sgd", "adam")]
     own = []
     for folder in folders:
@@ -121,6 +151,9 @@ def test_whatever_stands_for_runs(tmp_path):
     run = Run(folders[0], {"model": {}})
     for source in (run, folders[0], str(folders[0]), own[0], own[0][::-1]):
         assert runs_of(source) == {"sgd": own[0]}
+    assert list(runs_of(folders[0] / "checkpoints")) == ["sgd"]
+    monkeypatch.chdir(folders[0])
+    assert list(runs_of(".")) == ["sgd"]
     assert runs_of(folders) == runs_of([run, own[1]]) == {"sgd": own[0], "adam": own[1]}
     assert list(runs_of([run, run])) == ["sgd", "sgd (2)"]
     assert runs_of({"a": run, "b": own[1]}) == {"a": own[0], "b": own[1]}

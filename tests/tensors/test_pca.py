@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_model
 from sklearn.decomposition import PCA, TruncatedSVD
+from torch import nn
 
 from lltoolkit import Objective, Subspace
 from lltoolkit.tensors import gram as gram_module
 from lltoolkit.tensors.checkpoints import SKETCH, list_checkpoints, save_checkpoint
 from lltoolkit.tensors.engines import require_match
+from lltoolkit.tensors.foreign import open_checkpoints
 from lltoolkit.tensors.params import dot, norm, subtract
 from lltoolkit.tensors.pca import pca_subspace
 from lltoolkit.tensors.random_walk import walk_variance
@@ -164,6 +167,20 @@ def test_a_model_or_an_objective_tells_what_is_a_weight(tmp_path):
     require_match(objective, pca_subspace(tmp_path, dims=1, model=objective))
 
 
+def test_a_tied_weight_may_go_by_another_name_in_the_files(tmp_path):
+    """Files of ``safetensors.torch.save_model`` name it otherwise than the model does."""
+    model = nn.ModuleDict({"embed": nn.Linear(3, 3), "decode": nn.Linear(3, 3, bias=False)})
+    model["decode"].weight = model["embed"].weight
+    for step in range(4):
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        save_checkpoint(tmp_path / "own", model, step=step, epoch=step)
+        save_model(model, str(tmp_path / f"step{step}.safetensors"))
+    plane = pca_subspace(open_checkpoints(tmp_path, "step*"), model=model)
+    assert list(plane.origin) == ["embed.weight", "embed.bias"]
+    assert plane.id == pca_subspace(tmp_path / "own", model=model).id
+
+
 def test_other_weights_stay_at_the_origin(tmp_path):
     states = noisy()
     write(tmp_path, states, dtype=None)
@@ -270,8 +287,11 @@ def test_damage_and_nan_and_other_models(tmp_path, caplog):
     bad["norm"] = bad["norm"].clone()
     bad["norm"][3] = float("nan")
     save_checkpoint(tmp_path, bad, step=90, epoch=0)
-    with pytest.raises(ValueError, match=r"step_00000090.*NaN or infinite weights in norm"):
+    with pytest.raises(ValueError, match=r"step_00000090.*NaN or infinite weights in norm.*damaged='skip'"):
         pca_subspace(tmp_path)
+    with caplog.at_level(logging.WARNING):  # the plane stands at the last one that can be used
+        assert pca_subspace(tmp_path, damaged="skip").id == pca_subspace(list_checkpoints(tmp_path)[:9]).id
+    assert "step 90 is left out" in caplog.text
     other = {**noisy()[4], "norm": torch.zeros(3)}
     save_checkpoint(tmp_path, other, step=90, epoch=0)
     with pytest.raises(ValueError, match=r"step_00000090.*another model.*norm \(3,\)"):

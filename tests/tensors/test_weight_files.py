@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from lltoolkit.tensors.weight_files import open_weights, peek, read_weights
@@ -61,6 +61,37 @@ def test_tied_weights_are_one_entry(tmp_path):
     with open_weights(tmp_path / "tied.pt") as opened:
         assert opened.names == ("0.weight",)
     assert read_weights(tmp_path / "tied.pt").keys() == {"0.weight", "1.weight"}
+
+
+def test_a_tied_weight_is_found_under_each_of_its_names(tmp_path):
+    """``save_model`` keeps the name that comes first in the alphabet, a model the one that it defined first."""
+    model = nn.ModuleDict({"embed": nn.Linear(3, 3, bias=False), "decode": nn.Linear(3, 3, bias=False)})
+    model["decode"].weight = model["embed"].weight
+    save_model(model, str(tmp_path / "tied.safetensors"))
+    torch.save(model.state_dict(), tmp_path / "tied.pt")
+    for name, kept in (("tied.safetensors", "decode.weight"), ("tied.pt", "embed.weight")):
+        with open_weights(tmp_path / name) as opened:
+            assert opened.names == (kept,)
+            for each in ("embed.weight", "decode.weight"):
+                assert each in opened
+                assert torch.equal(opened.slice(each, 2, 7), model["embed"].weight.flatten()[2:7])
+
+
+def test_an_empty_prefix_takes_nothing_off(tmp_path):
+    save_file(prefixed("module."), tmp_path / "a.safetensors")
+    assert read_weights(tmp_path / "a.safetensors", prefix="").keys() == prefixed("module.").keys()
+    with open_weights(tmp_path / "a.safetensors", prefix="module.") as opened:
+        assert set(opened.names) == STATE.keys()
+        assert opened.key("bias") == "module.bias"
+
+
+def test_a_weight_tied_to_one_without_the_prefix_stays(tmp_path):
+    """A LightningModule may hold ``self.head = self.model.head``: the state dict has it twice."""
+    weight = torch.arange(6.0)
+    torch.save({"head.weight": weight, "model.head.weight": weight}, tmp_path / "a.ckpt")
+    with open_weights(tmp_path / "a.ckpt", prefix="model.") as opened:
+        assert opened.names == ("head.weight",)
+        assert torch.equal(opened.slice("head.weight", 0, 6), weight)
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
