@@ -40,6 +40,7 @@ class Follower:
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Open the recording where the loop begins, before step ``step + 1``."""
+        self.close(finished=False)  # one that an error left open
         options = self._options | ({"overwrite": False, "resume": True} if step > 0 else {})
         self._recorder = Recorder(self._path, optimizer=optimizer if self._optimizer_state else None, **options)
         self._step = step

@@ -3,18 +3,25 @@
 import itertools
 import logging
 import math
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from lltoolkit.errors import require_whole
+from lltoolkit.files import require_folder
 from lltoolkit.zoo.recording import Keeping, Recording
 from lltoolkit.zoo.resume import on_disk, require_same_model, take_up
 from lltoolkit.zoo.runs import NOTE, Every, clear_run, describe_model, history_attrs, next_due, row, write_note
 from lltoolkit.zoo.snapshot import Kept, Snapshot
+
+LOCK = ".lock"  # train() has the same
+PATIENCE = 10.0  # seconds for a lock: the loading processes of a killed training, which hold it too, end after 5
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +74,10 @@ class Recorder:
     ResumeMismatch
         If the recording to go on in was made with other options, or (by ``start`` and ``step``) of another model.
     OSError
-        If something can't be written: by the next ``step`` or by ``close``, since writing goes on in the background.
+        If something can't be written: by a later ``step``, or by ``flush`` or ``close``, since writing goes on in the
+        background. That ``step`` is recorded nevertheless: a loop may catch the error and go on, one checkpoint poorer.
+    RuntimeError
+        If another process is recording into `path` (by ``start`` and ``step``).
 
     Notes
     -----
@@ -117,11 +127,10 @@ class Recorder:
         self.path = Path(path)
         if overwrite and resume:
             raise ValueError("overwrite=True and resume=True: give one of them.")
-        if (self.path / NOTE).exists() and not overwrite and not resume:
-            raise FileExistsError(
-                f"{self.path} already holds a recording. Choose another path, pass resume=True to go on in it, or "
-                "overwrite=True to replace it."
-            )
+        self._may_replace = overwrite or resume
+        self._require_free()
+        self._lock: FileLock | None = None
+        self._reminder: weakref.finalize | None = None
         self._rows: list[dict[str, Any]] = []
         self._config: dict[str, Any] = {"recorder": self._keeping.describe()}
         self._recording: Recording | None = None
@@ -175,6 +184,7 @@ class Recorder:
             return
         self._rows.append(row(0, 0))
         self._save(0)
+        self._ask(self._recording.keep_up)
 
     def step(
         self,
@@ -212,31 +222,32 @@ class Recorder:
         """
         if self._is_closed:
             raise RuntimeError(f"{self.path}: the recording is closed; make a Recorder(..., resume=True) to go on.")
+        epoch, learning_rate = require_whole("epoch", epoch, least=0), float(_number("learning_rate", learning_rate))
+        told = {"loss": {"train": _number("loss", loss)}, "accuracy": {"train": _number("accuracy", accuracy)}}
+        step = self.last_step + 1 if step is None else require_whole("step", step, least=1)
         if self._recording is None:
+            self._begin(model)
             if not self._goes_on:
                 log.warning("%s: the initial weights are not kept; call start(model) before the first step", self.path)
-            self._begin(model)
-        try:
-            self._recording.check()
-        except BaseException:
-            self._is_saved = False  # perhaps; close() tries again
-            raise
-        step = self.last_step + 1 if step is None else require_whole("step", step, least=1)
         if self._goes_on:
             self._go_on(step, epoch)
         if step <= self.last_step:
             raise ValueError(f"step={step} after step {self.last_step}: steps count up.")
         if epoch < self._epoch:
             raise ValueError(f"epoch={epoch} after epoch {self._epoch}: epochs count up from 0.")
+        if self.last_step == 0 and step == epoch == 1:
+            log.warning(
+                "%s: the first step is of epoch 1; epochs count from 0, a checkpoint's is 1 too high", self.path
+            )
         self._leave(epoch)
-        self.last_step, self._epoch = step, epoch
         self._snapshot.take(model)
-        told = {"loss": {"train": _number(loss)}, "accuracy": {"train": _number(accuracy)}}
-        self._rows.append(row(step, epoch, float(learning_rate), **told))
+        self._rows.append(row(step, epoch, learning_rate, **told))
+        self.last_step, self._epoch = step, epoch
         self._is_due = step >= self._due
         if self._is_due:
             self._due = next_due(self._keeping.every, step)
             self._save(epoch)
+        self._ask(self._recording.keep_up)  # last: the step is recorded, whatever became of an earlier one
 
     def flush(self) -> None:
         """Return when everything up to the last step is on disk, its weights too.
@@ -245,7 +256,7 @@ class Recorder:
         """
         if self._recording is not None and not self._goes_on:
             self._save_last(self._epoch, is_due=self._is_due)
-            self._recording.wait()
+            self._ask(self._recording.wait)
             self._recording.save_history()
 
     def close(self, *, finished: bool = True) -> None:
@@ -259,25 +270,62 @@ class Recorder:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._recording is not None:
+        if self._recording is None:
+            return
+        self._reminder.detach()
+        try:
+            if self._rows and not self._goes_on:
+                ends_epoch = finished and self._keeping.every == "epoch"
+                self._save_last(self._epoch + ends_epoch, is_due=ends_epoch or self._is_due)
+        finally:
             try:
-                if self._rows and not self._goes_on:
-                    ends_epoch = finished and self._keeping.every == "epoch"
-                    self._save_last(self._epoch + ends_epoch, is_due=ends_epoch or self._is_due)
-            finally:
                 self._recording.close()
-        if self._rows:
+            finally:
+                self._lock.release()
+        if self._rows and (finished or not self._goes_on):
             write_note(self.path, self._config, finished=finished)
 
     def _begin(self, model: nn.Module) -> None:
         if self._goes_on:
             require_same_model(self.path, self._config["model"], model)
-        else:
-            self._config["model"] = describe_model(model)
-            clear_run(self.path)
-            write_note(self.path, self._config, finished=False)
-        attrs = history_attrs(model, self._config)
-        self._recording = Recording(self.path, self._keeping, attrs, rows=self._rows)
+        require_folder(self.path)
+        # One for all Recorders of this process: one that was left open by a cell cut short is no hindrance.
+        lock = FileLock(self.path / LOCK, is_singleton=True, thread_local=False)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout as error:
+            raise RuntimeError(
+                f"another process is recording into {self.path}. Give each its own path; of several processes that "
+                "train one model together, one records."
+            ) from error
+        try:
+            self._require_free()  # again: it may have begun after this one was made
+            if not self._goes_on:
+                self._config["model"] = describe_model(model)
+                clear_run(self.path)
+                write_note(self.path, self._config, finished=False)
+            attrs = history_attrs(model, self._config)
+            self._recording, self._lock = Recording(self.path, self._keeping, attrs, rows=self._rows), lock
+        except BaseException:
+            lock.release()
+            raise
+        told = "%s: the recording was not closed, its last step is not kept; use a with block, or call close()"
+        self._reminder = weakref.finalize(self, log.warning, told, self.path)
+
+    def _require_free(self) -> None:
+        if (self.path / NOTE).exists() and not self._may_replace:
+            raise FileExistsError(
+                f"{self.path} already holds a recording. Choose another path, pass resume=True to go on in it, or "
+                "overwrite=True to replace it."
+            )
+
+    def _ask(self, ask: Callable[[], None]) -> None:
+        """Have the error of a writing told; it is perhaps that of the last step, which ``close`` then saves again."""
+        try:
+            ask()
+        except BaseException:
+            self._is_saved = False
+            raise
 
     def _save(self, epoch: int) -> None:
         """Save the last step as `every` asks."""
@@ -349,8 +397,12 @@ class Recorder:
         self._recording.save_history()
 
 
-def _number(value: float | Tensor) -> float | Tensor:
-    """Take a number from a tensor, but not wait for a GPU: a copy of it is asked later."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    return float(value.detach()) if value.device.type == "cpu" else value.detach().clone()
+def _number(name: str, value: Any) -> float | Tensor:
+    """Take a number from whatever holds one, but not wait for a GPU: a copy of it is asked later."""
+    if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+        return value.detach().clone()
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        hint = ", such as scheduler.get_last_lr()[0]" if name == "learning_rate" else ""
+        raise ValueError(f"{name}={value!r}: give one number{hint}.") from error

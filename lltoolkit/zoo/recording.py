@@ -17,11 +17,12 @@ from lltoolkit.tensors.checkpoints import SKETCH, TYPES, save_checkpoint
 from lltoolkit.tensors.restore import without_aliases
 from lltoolkit.tensors.sketch import sketch
 from lltoolkit.zoo.resume import on_disk
-from lltoolkit.zoo.runs import ROWS, Every, checkpoints_of, require_every, save_history
+from lltoolkit.zoo.runs import ROWS, Every, checkpoints_of, require_every, save_history, sweep
 from lltoolkit.zoo.snapshot import Kept
 from lltoolkit.zoo.writer import Writer
 
 HISTORY_PAUSE = 30.0  # seconds between two writings of a growing history; checkpoints are never late
+HISTORY_SHARE = 0.01  # of the time at most goes into these, however long the history grows
 THIN = ("none", "last", "projection")
 
 
@@ -95,13 +96,17 @@ class Recording:
         self.path, self.keeping, self.rows = path, keeping, rows
         self._attrs, self._units = attrs, units
         self._writer = Writer()
-        self._n_written = 0  # rows that the file of rows holds
-        self._wrote_history = -math.inf
+        self._n_written = 0  # rows that the file of rows holds; known to the thread alone
+        self._has_gap = False  # one could not be written; known to the thread alone
+        self._history_due = -math.inf
+        sweep(path)
         self._whole = [found.step for found in on_disk(path) if not found.is_sketch]
 
-    def check(self) -> None:
-        """Raise the error of a writing that has failed."""
+    def keep_up(self) -> None:
+        """Write the history where that is long ago, and raise the error of a writing that has failed."""
         self._writer.check()
+        if self.rows and time.monotonic() >= self._history_due:
+            self.save_history()
 
     def make_room(self) -> None:
         """Wait until one more state may be taken to be saved: at most two are on their way at a time."""
@@ -118,7 +123,7 @@ class Recording:
         then: Callable[[], object] | None = None,
         **metadata: object,
     ) -> None:
-        """Have a checkpoint written, and the rows up to now.
+        """Have a checkpoint written, and the rows up to now; `keep_up` tells whether it could be.
 
         Parameters
         ----------
@@ -131,26 +136,30 @@ class Recording:
         whole : bool
             Keep the weights themselves, with ``thin="projection"`` too.
         then : callable, optional
-            Carried out when the checkpoint is complete, not if it could not be written.
+            Carried out when the checkpoint is complete, not if it or one before could not be written.
         **metadata
             For its JSON.
         """
-        start, fresh = self._n_written, self.rows[self._n_written :]
-        self._n_written = len(self.rows)
+        n_rows = len(self.rows)
         place = {"step": step, "epoch": epoch, **metadata}
-        self._writer.submit(lambda: self._write(kept, place, start, fresh, is_due, whole, then))
-        if time.monotonic() - self._wrote_history > HISTORY_PAUSE:
-            self.save_history()
+        self._writer.submit(lambda: self._write(kept, place, n_rows, is_due, whole, then))
 
     def remove(self, *steps: int) -> None:
         """Have checkpoints removed."""
         self._writer.submit(lambda: self._remove(steps))
 
+    def thin_out(self) -> None:
+        """Have removed what ``thin="last"`` does not keep of the checkpoints that are there."""
+        if self.keeping.thin == "last":
+            self.remove(*self._whole[1 : -self.keeping.n_last])
+
     def save_history(self) -> None:
         """Write the history as it is now; not in the background, since the NetCDF library is of one thread."""
+        start = time.monotonic()
+        self._history_due = start + HISTORY_PAUSE  # also where it fails: not again at once
         settle(self.rows)
         save_history(self.path, self.rows, self._attrs, units=self._units)
-        self._wrote_history = time.monotonic()
+        self._history_due = max(self._history_due, start + (time.monotonic() - start) / HISTORY_SHARE)
 
     def wait(self) -> None:
         """Return when all that was handed in is on disk."""
@@ -169,27 +178,26 @@ class Recording:
         self,
         kept: Kept | None,
         place: Mapping[str, Any],
-        start: int,
-        fresh: Sequence[Mapping[str, Any]],
+        n_rows: int,
         is_due: bool,
         whole: bool,
         then: Callable[[], object] | None,
     ) -> None:
-        try:
-            if kept is not None:
-                kept.arrived()
-            self._write_rows(start, fresh)
-        except BaseException:
-            self._n_written = 0  # the next writes them all
-            raise
+        has_gap, self._has_gap = self._has_gap, True
+        if kept is not None:
+            kept.arrived()
+        self._write_rows(n_rows)
         if kept is not None:
             self._write_checkpoint(kept, place, is_due, whole)
-        if then is not None:
+        self._has_gap = has_gap
+        if then is not None and not has_gap:
             then()
         if self.keeping.thin == "last" and is_due:
             self._remove(self._whole[1 : -self.keeping.n_last])
 
-    def _write_rows(self, start: int, fresh: Sequence[Mapping[str, Any]]) -> None:
+    def _write_rows(self, n_rows: int) -> None:
+        start, self._n_written = self._n_written, 0  # if this fails, the next writes them all
+        fresh = self.rows[start:n_rows]
         settle(fresh)
         text = "".join(f"{json.dumps(list(row.values()))}\n" for row in fresh)
         file = self.path / ROWS
@@ -204,8 +212,9 @@ class Recording:
         except OSError as error:
             raise OSError(
                 f"{file} can't be written ({error}). Earlier checkpoints are kept: make room or mend the folder's "
-                "rights, then call again."
+                "rights, then go on."
             ) from error
+        self._n_written = n_rows
 
     def _write_checkpoint(self, kept: Kept, place: Mapping[str, Any], is_due: bool, whole: bool) -> None:
         folder, dtype = checkpoints_of(self.path), self.keeping.dtype

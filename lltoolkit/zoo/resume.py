@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from lltoolkit.errors import ResumeMismatch
 from lltoolkit.files import write_atomically
-from lltoolkit.store import open_result
 from lltoolkit.tensors.checkpoints import Checkpoint, list_checkpoints, open_state
 from lltoolkit.tensors.restore import without_aliases
-from lltoolkit.zoo.runs import RESUME, ROWS, checkpoints_of, describe_model, history_of, read_note, row, unwrap
+from lltoolkit.zoo.runs import RESUME, checkpoints_of, describe_model, read_note, read_rows, unwrap
 
 
 def may_go_on(path: Path, config: Mapping[str, Any]) -> bool:
@@ -108,31 +107,6 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     return State(**content["state"])
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the history of a training that was left, or killed, as far as it reached the disk.
-
-    Returns
-    -------
-    list of dict
-        As ``row`` makes them, in the order of their steps.
-    """
-    rows: list[dict[str, Any]] = []
-    if (path / ROWS).exists():
-        for line in (path / ROWS).read_text().splitlines(keepends=True):
-            if line.endswith("\n"):  # a kill may have cut the last one
-                rows.append(row(*json.loads(line)))
-    if history_of(path).exists():
-        history = open_result(history_of(path))
-        for place, step in enumerate(history["step"].values.tolist()):
-            if not rows or step > rows[-1]["step"]:
-                told = [
-                    {split: float(history[name].sel(split=split)[place]) for split in history["split"].values.tolist()}
-                    for name in ("loss", "accuracy")
-                ]
-                rows.append(row(step, int(history["epoch"][place]), float(history["learning_rate"][place]), *told))
-    return rows
 
 
 def take_up(path: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:

@@ -12,6 +12,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,8 +22,9 @@ import xarray as xr
 from torch import nn
 
 from lltoolkit.errors import did_you_mean, require_choice
-from lltoolkit.files import write_atomically
+from lltoolkit.files import leftovers, write_atomically
 from lltoolkit.labelled.provenance import provenance
+from lltoolkit.labelled.schema import label
 from lltoolkit.store import open_result, save_result
 from lltoolkit.tensors.checkpoints import Checkpoint, list_checkpoints
 from lltoolkit.tensors.params import weights_of
@@ -64,8 +66,13 @@ class Run:
 
     @property
     def history(self) -> xr.Dataset:
-        """Loss, accuracy and learning rate over dim ``step``, as the file now has them."""
-        return open_result(history_of(self.path))
+        """Loss, accuracy and learning rate over dim ``step``, as far as they are on disk."""
+        history = open_result(history_of(self.path))
+        if (self.path / ROWS).exists():  # it is being written, or was killed: the last rows are not in the file yet
+            rows = read_rows(self.path)
+            if len(rows) > history.sizes["step"]:
+                history = label(_as_history(rows, history.attrs, history["loss"].attrs["units"]))
+        return history
 
     @property
     def model(self) -> nn.Module:
@@ -175,11 +182,13 @@ def next_due(every: Every, step: int) -> float:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module inside of torch.compile or (Distributed)DataParallel, which prefix its names."""
-    if type(model).__name__ == "OptimizedModule":  # importing the type would load all of torch._dynamo
-        model = model._orig_mod
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
+    while True:
+        if type(model).__name__ == "OptimizedModule":  # importing the type would load all of torch._dynamo
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -230,6 +239,31 @@ def history_attrs(model: nn.Module, config: Mapping[str, Any]) -> dict[str, str 
     )
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the history of a training that was left, or killed, as far as it reached the disk.
+
+    Returns
+    -------
+    list of dict
+        As ``row`` makes them, in the order of their steps.
+    """
+    rows: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):
+        for line in (path / ROWS).read_text().splitlines(keepends=True):
+            if line.endswith("\n"):  # a kill may have cut the last one
+                rows.append(row(*json.loads(line)))
+    if history_of(path).exists():
+        history = open_result(history_of(path))
+        for place, step in enumerate(history["step"].values.tolist()):
+            if not rows or step > rows[-1]["step"]:
+                told = [
+                    {split: float(history[name].sel(split=split)[place]) for split in history["split"].values.tolist()}
+                    for name in ("loss", "accuracy")
+                ]
+                rows.append(row(step, int(history["epoch"][place]), float(history["learning_rate"][place]), *told))
+    return rows
+
+
 def save_history(
     path: Path, rows: Sequence[Mapping[str, Any]], attrs: Mapping[str, str | int | float], *, units: str = "1"
 ) -> None:
@@ -246,12 +280,16 @@ def save_history(
     units : str
         Of the loss.
     """
+    save_result(_as_history(rows, attrs, units), history_of(path))
+
+
+def _as_history(rows: Sequence[Mapping[str, Any]], attrs: Mapping[str, Any], units: str) -> xr.Dataset:
     splits = list(dict.fromkeys(split for row in rows for split in (*row["loss"], *row["accuracy"]))) or ["train"]
 
     def by_split(name: str) -> np.ndarray:
         return np.array([[row[name].get(split, math.nan) for row in rows] for split in splits], dtype=np.float64)
 
-    history = xr.Dataset(
+    return xr.Dataset(
         {
             "loss": (("split", "step"), by_split("loss"), {"units": units}),
             "accuracy": (("split", "step"), by_split("accuracy")),
@@ -261,7 +299,6 @@ def save_history(
         coords={"split": splits, "step": np.array([row["step"] for row in rows], dtype=np.int64)},
         attrs=dict(attrs),
     )
-    save_result(history, history_of(path))
 
 
 def write_note(path: Path, config: Mapping[str, Any], *, finished: bool) -> None:
@@ -301,4 +338,16 @@ def clear_run(path: Path) -> None:
     folder = checkpoints_of(path)
     old = [path / NOTE, history_of(path), path / RESUME, path / ROWS]
     for file in [*old, *folder.glob("step_*.json"), *folder.glob("step_*.safetensors")]:
+        file.unlink(missing_ok=True)
+    sweep(path)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed writer left half-way; to be called by the only writer of the folder."""
+    folder = checkpoints_of(path)
+    halves = [
+        file for file in folder.glob("step_*.safetensors") if not (folder / f"{file.name.split('.')[0]}.json").exists()
+    ]
+    parts = [part for file in (NOTE, ROWS, RESUME, history_of(path).name) for part in leftovers(path / file)]
+    for file in [*halves, *parts, *folder.glob(".step_*.part.*"), *path.glob(".*.probe")]:
         file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """A copy of a model's state, brought up to date after each step, and handed over to be written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +55,7 @@ class Snapshot:
         self._kept: Kept | None = None  # what was handed over since the last `take`
 
     def take(self, model: nn.Module) -> None:
-        """Copy the state of `model`, without waiting for a GPU."""
-        self._kept = None
+        """Copy the state of `model`, without waiting for a GPU; where that fails, the last one stays."""
         model = unwrap(model)
         state = self._state(model)
         tensors = list(state.values())
@@ -65,10 +64,12 @@ class Snapshot:
             self._find(model, state)
             self._pointers = pointers
         sources = [tensors[number] for number in self._numbers]
-        if len(self._copies) == len(sources) and all(map(_fits, self._copies, sources)):
-            torch._foreach_copy_(self._copies, sources)
-        else:
-            self._copies = [source.clone() for source in sources]
+        with torch.no_grad():
+            if self._copies and len(self._copies) == len(sources) and all(map(_fits, self._copies, sources)):
+                torch._foreach_copy_(self._copies, sources)
+            else:
+                self._copies = [source.clone() for source in sources]
+        self._kept = None
 
     def _find(self, model: nn.Module, state: dict[tuple[str, str], Tensor]) -> None:
         """Find out which entries are one tensor under two names, and which are buffers: the same at most steps."""
@@ -78,7 +79,7 @@ class Snapshot:
             self._names[name] = places.setdefault(place_of("/".join(name), tensor), len(places))
             if self._names[name] == len(self._numbers):
                 self._numbers.append(number)
-        self._buffers = [name for name, _ in model.named_buffers() if ("", name) in state]
+        self._buffers = [name for name, _ in model.named_buffers(remove_duplicate=False) if ("", name) in state]
 
     def hand_over(self) -> Kept:
         """Give the state away: the next ``take`` does not touch it.
@@ -97,11 +98,9 @@ class Snapshot:
         if all(copy.device.type == "cpu" for copy in copies):
             self._copies = []
         else:
+            gpus = {copy.device for copy in copies if copy.device.type == "cuda"}
             copies = [_to_cpu(copy) for copy in copies]
-            if torch.cuda.is_available():
-                event = torch.cuda.Event()
-                event.record()
-                arrived = event.synchronize
+            arrived = _marks(gpus)
         model: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for (word, name), place in names.items():
@@ -113,7 +112,7 @@ class Snapshot:
 
     def _state(self, model: nn.Module) -> dict[tuple[str, str], Tensor]:
         """Return the state by the optimizer's word and the name; the word is empty for the model's own."""
-        state = {("", name): tensor for name, tensor in model.state_dict().items()}
+        state = {("", name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
         for (_, name), tensor in state.items():
             if not isinstance(tensor, Tensor):
                 raise ValueError(
@@ -130,6 +129,17 @@ class Snapshot:
 
 def _fits(copy: Tensor, source: Tensor) -> bool:
     return copy.shape == source.shape and copy.dtype == source.dtype and copy.device == source.device
+
+
+def _marks(gpus: Iterable[torch.device]) -> Callable[[], None]:
+    """Mark what each GPU was given to do until now; what is returned waits for that."""
+    events = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
+
+    def wait() -> None:
+        for event in events:
+            event.synchronize()
+
+    return wait
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

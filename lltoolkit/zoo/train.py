@@ -182,6 +182,7 @@ def train(
                 if not resume:
                     clear_run(path)
                 if not may_go_on(path, config):
+                    (path / RESUME).unlink(missing_ok=True)  # where a kill came just before that, below
                     return open_run(path, model=network.cpu())
                 write_note(path, config, finished=False)
                 fill = black_of(data, images).to(place) if config["augment"] == "crop_flip" else None
@@ -219,6 +220,7 @@ def _fit(
     keeping = Keeping(every, **config.get("record", {}))
     snapshot = Snapshot(optimizer if keeping.optimizer_state else None)
     recording = Recording(path, keeping, attrs, rows=state.rows, units="nat")
+    recording.thin_out()  # where a kill came before that
 
     def diverged(what: str) -> DivergedTraining:
         recording.wait()
@@ -232,6 +234,7 @@ def _fit(
     def keep(loss: float, *, is_due: bool = True) -> None:
         if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
             raise diverged("a weight is NaN or infinite")
+        recording.keep_up()
         recording.make_room()
         snapshot.take(model)
         kept = snapshot.hand_over()

@@ -133,6 +133,14 @@ def test_after_an_error_it_goes_on_from_the_trainers_own_checkpoint(tmp_path, ev
     assert_recorded(run, *by_hand(), steps=[0, 3, 6, 9] if every == "epoch" else [0, 2, 4, 6, 8, 9])
 
 
+def test_a_callback_that_an_error_left_open_records_again(tmp_path):
+    callback = RecorderCallback(tmp_path / "mine", overwrite=True)
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(Model(fail_at=5), tmp_path, callback)
+    fit(Model(), tmp_path, callback)
+    assert_recorded(open_run(tmp_path / "mine"), *by_hand(), steps=[0, 3, 6, 9])
+
+
 def test_wrong_options_are_told_at_once_and_nothing_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match="thin='lst'"):
         RecorderCallback(tmp_path / "mine", thin="lst")

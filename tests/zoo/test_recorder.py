@@ -1,13 +1,15 @@
 import copy
-import inspect
+import gc
 import logging
-import subprocess
-import sys
+import multiprocessing
+import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from torch import nn
 
@@ -104,7 +106,7 @@ def test_without_start_a_note_says_what_is_missing(tmp_path, caplog):
 def test_compiled_and_parallel_models_keep_their_own_names(tmp_path):
     inner = nn.Sequential(nn.Linear(4, 2))
     with Recorder(tmp_path / "mine") as recorder:
-        loop(recorder, model=nn.DataParallel(inner))
+        loop(recorder, model=nn.DataParallel(nn.DataParallel(inner)))
     assert set(open_run(tmp_path / "mine").checkpoints[-1].load()) == {"0.weight", "0.bias"}
 
 
@@ -284,6 +286,161 @@ def test_an_error_of_writing_is_told_by_a_later_call(tmp_path):
         recorder.close()
 
 
+def test_a_failed_writing_costs_a_checkpoint_and_no_step(tmp_path):
+    """A loop that catches the error goes on, and each later checkpoint is the state of its own step."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "checkpoints").touch()
+    model, n_told = nn.Linear(2, 1), 0
+    recorder = Recorder(tmp_path / "mine", every=1)
+    recorder.start(model)
+    for step in range(1, 9):
+        if step == 5:
+            (tmp_path / "mine" / "checkpoints").unlink()
+        with torch.no_grad():
+            model.weight.fill_(step)
+        try:
+            recorder.step(model, epoch=0, loss=step)
+        except OSError:
+            n_told += 1
+        assert recorder.last_step == step
+    with suppress(OSError):
+        recorder.flush()
+    recorder.close()
+    run = open_run(tmp_path / "mine")
+    assert n_told >= 1
+    assert [checkpoint.step for checkpoint in run.checkpoints][-3:] == [6, 7, 8]
+    assert all((checkpoint.load()["weight"] == checkpoint.step).all() for checkpoint in run.checkpoints)
+    assert run.history.step.values.tolist() == list(range(9))
+    assert run.history.loss.sel(split="train").values[1:].tolist() == list(range(1, 9))
+
+
+def test_what_is_no_number_is_told_and_is_no_step(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(tmp_path / "mine", every=1) as recorder:
+        recorder.start(model)
+        for given, told in (
+            ({"learning_rate": [0.1, 0.2]}, r"learning_rate=\[0.1, 0.2\]: give one number, such as scheduler"),
+            ({"loss": torch.ones(3)}, "loss=tensor.*give one number"),
+            ({"accuracy": None}, "accuracy=None: give one number"),
+            ({"epoch": 0.5}, "epoch=0.5: give a whole number"),
+            ({"step": 0}, "step=0: give a whole number"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                recorder.step(model, **{"epoch": 0, **given})
+            assert recorder.last_step == 0
+        numbers = {
+            "learning_rate": np.float32(0.5),
+            "loss": torch.ones(1, requires_grad=True),
+            "accuracy": np.array([1]),
+        }
+        recorder.step(model, epoch=np.int64(0), step=np.int64(1), **numbers)
+    run = open_run(tmp_path / "mine")
+    assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 1]
+    assert run.history.learning_rate.values[1] == 0.5
+    assert run.history.loss.values[0, 1] == run.history.accuracy.values[0, 1] == 1
+
+
+def test_an_interrupt_while_a_step_is_recorded_keeps_the_step_before(tmp_path):
+    class Interrupted(nn.Linear):
+        now = False
+
+        def state_dict(self, *arguments, **options):
+            if self.now:
+                raise KeyboardInterrupt
+            return super().state_dict(*arguments, **options)
+
+    model = Interrupted(2, 1)
+    with pytest.raises(KeyboardInterrupt), Recorder(tmp_path / "mine", every=1) as recorder:  # noqa: PT012
+        recorder.start(model)
+        recorder.step(model, epoch=0)
+        before = model.weight.detach().clone()
+        with torch.no_grad():
+            model.weight.zero_()
+        model.now = True
+        recorder.step(model, epoch=0)
+    first, last = open_run(tmp_path / "mine").checkpoints
+    assert (first.step, last.step) == (0, 1)
+    assert torch.equal(last.load()["weight"], before)
+    assert open_run(tmp_path / "mine").history.step.values.tolist() == [0, 1]
+
+
+def test_a_model_that_changes_is_kept_as_it_is(tmp_path):
+    """It gains parameters, takes another type, and ties two of them."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    states = {}
+    with Recorder(tmp_path / "mine", every=1) as recorder:
+        for step, change in enumerate(
+            [
+                lambda: None,
+                lambda: model.append(nn.BatchNorm1d(2)),
+                lambda: model.to(torch.bfloat16),
+                lambda: setattr(model[1], "bias", model[0].bias),
+                lambda: model.pop(1),
+            ],
+            start=1,
+        ):
+            change()
+            recorder.step(model, epoch=0)
+            states[step] = copy.deepcopy(model.state_dict())
+    for checkpoint in open_run(tmp_path / "mine").checkpoints:
+        state = checkpoint.load()
+        assert state.keys() == states[checkpoint.step].keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in states[checkpoint.step].items())
+        assert all(state[name].dtype == tensor.dtype for name, tensor in states[checkpoint.step].items())
+
+
+def test_two_recorders_of_one_folder(tmp_path, monkeypatch):
+    model = nn.Linear(2, 1)
+    with Recorder(tmp_path / "mine") as first:
+        second = Recorder(tmp_path / "mine")
+        first.start(model)
+        with pytest.raises(FileExistsError, match="already holds a recording"):
+            second.start(model)
+    monkeypatch.setattr("lltoolkit.zoo.recorder.PATIENCE", 0.1)
+    with FileLock(tmp_path / "mine" / ".lock"), pytest.raises(RuntimeError, match="another process is recording into"):  # noqa: PT012
+        recorder = Recorder(tmp_path / "mine", overwrite=True)
+        recorder.start(model)
+    assert [checkpoint.step for checkpoint in open_run(tmp_path / "mine").checkpoints] == [0]
+    recorder.start(model)
+    recorder.close()
+
+
+def test_a_recorder_that_is_never_closed_says_so(tmp_path, caplog):
+    recorder = Recorder(tmp_path / "mine", every=2)
+    loop(recorder)
+    recorder._recording.wait()
+    with caplog.at_level(logging.WARNING):
+        del recorder
+        gc.collect()
+    assert "was not closed" in caplog.text
+    assert open_run(tmp_path / "mine").history.step.values.tolist() == list(range(7))
+    caplog.clear()
+    with Recorder(tmp_path / "mine", every=2, resume=True) as recorder:
+        assert recorder.last_step == 6
+        recorder.start(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    assert open_run(tmp_path / "mine").finished
+    assert not caplog.text
+
+
+def test_a_checkpoint_that_vanishes_while_they_are_listed_is_not_listed(tmp_path):
+    """A mark that the folder still names but nobody can read any more."""
+    with Recorder(tmp_path / "mine") as recorder:
+        loop(recorder)
+    folder = tmp_path / "mine" / "checkpoints"
+    (folder / "step_00000009.safetensors").touch()
+    (folder / "step_00000009.json").symlink_to(folder / "gone.json")
+    assert [checkpoint.step for checkpoint in open_run(tmp_path / "mine").checkpoints] == [0, 3, 6]
+
+
+def test_epochs_counted_from_1_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), Recorder(tmp_path / "mine") as recorder:
+        recorder.start(model := nn.Linear(2, 1))
+        for epoch in (1, 1, 2, 2):
+            recorder.step(model, epoch=epoch)
+    assert caplog.text.count("epochs count from 0") == 1
+    assert [checkpoint.step for checkpoint in open_run(tmp_path / "mine").checkpoints] == [0, 2, 4]
+
+
 # Going on: each loop begins where the caller's own copy of model and optimizer stands; batches follow from the step.
 
 
@@ -416,47 +573,72 @@ def test_flushing_leaves_no_trace(tmp_path, options):
     assert_equal_recordings(tmp_path / "whole", tmp_path / "flushed")
 
 
-KILLED = """
-import copy, torch
-from torch import nn
-from lltoolkit.zoo.recorder import Recorder
-{code}
-torch.set_num_threads(1)
-model, optimizer = make()
-recorder = Recorder({path!r}, every=4)
-recorder.start(model)
-go(recorder, model, optimizer, last=100000)
-"""
+def replay(path, states):
+    """Record the states one after another, then wait to be killed; no gradients, which a forked process may lack."""
+    model, _ = make()
+    with Recorder(path, every=4) as recorder:
+        recorder.start(model)
+        for step, (state, _) in list(states.items())[1:]:
+            model.load_state_dict(state)
+            recorder.step(model, epoch=(step - 1) // 3, learning_rate=0.1 / step, loss=0.0)
+        recorder.flush()
+        signal.pause()
 
 
-def test_after_a_kill_what_is_listed_is_whole_and_the_recording_goes_on(tmp_path):
-    code = "\n".join(map(inspect.getsource, (make, go)))
-    process = subprocess.Popen([sys.executable, "-c", KILLED.format(path=str(tmp_path / "killed"), code=code)])
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / "step_00000012.json").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    killed = open_run(tmp_path / "killed")
-    reached = killed.checkpoints[-1].step
-    states = {}
+# Python from 3.12 on: the threads of other tests' writers have ended, and the copy uses none of torch's.
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+@pytest.mark.parametrize("at", [4, 12, 40])
+def test_after_a_kill_what_is_listed_is_whole_and_the_recording_goes_on(tmp_path, at):
+    path, states = tmp_path / "killed", {}
     model, optimizer = make()
     with Recorder(tmp_path / "whole", every=4) as recorder:
         recorder.start(model)
         states[0] = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-        go(recorder, model, optimizer, last=reached + 10, saved=states)
+        go(recorder, model, optimizer, last=50, saved=states)
+    process = multiprocessing.get_context("fork").Process(target=replay, args=(path, states))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not (path / "checkpoints" / f"step_{at:08d}.json").exists():
+        assert process.is_alive(), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    killed = open_run(path)
+    reached = killed.checkpoints[-1].step
+    assert not killed.finished
+    assert killed.history.step.values[-1] >= reached
     for checkpoint in killed.checkpoints:
         state = checkpoint.load()
         assert all(torch.equal(state[name], tensor) for name, tensor in states[checkpoint.step][0].items())
-    with Recorder(tmp_path / "killed", every=4, resume=True) as recorder:
+    with Recorder(path, every=4, resume=True) as recorder:
         assert recorder.last_step == reached
         model.load_state_dict(states[reached][0])
         optimizer.load_state_dict(states[reached][1])
         recorder.start(model)
-        go(recorder, model, optimizer, first=reached + 1, last=reached + 10)
-    assert_equal_recordings(tmp_path / "whole", tmp_path / "killed")
+        go(recorder, model, optimizer, first=reached + 1, last=50)
+    ours, theirs = files_of(path), files_of(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] == theirs[name] for name in theirs if name.endswith(".safetensors"))
+
+
+def test_what_a_kill_left_half_way_is_swept_up(tmp_path):
+    with Recorder(tmp_path / "mine", every=2) as recorder:
+        loop(recorder)
+    before = files_of(tmp_path / "mine")
+    for name in (
+        ".step_00000008.123.part.safetensors",
+        "step_00000008.safetensors",
+        "step_00000008.optimizer.safetensors",
+    ):
+        (tmp_path / "mine" / "checkpoints" / name).write_bytes(b"half")
+    (tmp_path / "mine" / ".run.123.part.json").write_text("{")
+    (tmp_path / "mine" / "step_00000008.safetensors").write_text("not ours")
+    with Recorder(tmp_path / "mine", every=2, resume=True) as recorder:
+        recorder.start(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    assert files_of(tmp_path / "mine") == before
+    assert not (tmp_path / "mine" / ".run.123.part.json").exists()
+    assert (tmp_path / "mine" / "step_00000008.safetensors").exists()
 
 
 def test_another_model_or_other_options_are_told_apart(tmp_path):
@@ -480,7 +662,10 @@ def test_another_model_or_other_options_are_told_apart(tmp_path):
                 recorder.start(model)
             with pytest.raises(ResumeMismatch, match=told):
                 recorder.step(model, epoch=2)
+    with pytest.raises(ResumeMismatch), Recorder(tmp_path / "mine", every=2, resume=True) as recorder:
+        recorder.start(nn.Linear(4, 2))
     assert files_of(tmp_path / "mine") == before
+    assert open_run(tmp_path / "mine").finished
 
 
 def test_steps_that_are_missing_are_told(tmp_path, caplog):

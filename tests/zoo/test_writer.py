@@ -31,7 +31,7 @@ def test_room_is_there_only_when_a_work_has_ended():
     writer.close()
 
 
-def test_an_error_is_raised_once_by_the_next_call_and_what_waits_is_done():
+def test_an_error_is_raised_once_by_the_next_check_and_what_waits_is_done():
     go, done = threading.Event(), []
 
     def fail():
@@ -42,10 +42,12 @@ def test_an_error_is_raised_once_by_the_next_call_and_what_waits_is_done():
     writer.submit(fail)
     writer.submit(lambda: done.append(1))
     go.set()
+    writer.make_room()  # the work that is handed in next is no worse for the error of another
+    writer.submit(lambda: done.append(3))
     with pytest.raises(OSError, match="no room"):
         writer.wait()
-    assert done == [1]
+    assert done == [1, 3]
     writer.check()
     writer.submit(lambda: done.append(2))
     writer.close()
-    assert done == [1, 2]
+    assert done == [1, 3, 2]
