@@ -6,7 +6,7 @@ BENCH  := .venv-bench
 OUT    ?= lltoolkit-demo
 READY  := $(VENV)/.ready
 
-.PHONY: venv demo demo-quick test lint format lab notebooks bench bench-quick bench-curvature clean
+.PHONY: venv demo demo-quick test lint format lab notebooks bench bench-quick bench-curvature gallery clean
 
 demo: $(READY)  ## train with and without shortcuts, compute both surfaces, draw them
 	$(BIN)/lltoolkit demo --out $(OUT)
@@ -55,6 +55,9 @@ $(BENCH)/.ready: pyproject.toml benchmarks/constraints-bench.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/constraints-bench.txt -e ".[bench]"
 	-$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c benchmarks/constraints-bench.txt landscaper topopy nglpy
 	@touch $@
+
+gallery: $(READY)  ## draw docs/gallery.md from the shipped results
+	$(BIN)/python docs/gallery.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

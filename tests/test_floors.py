@@ -129,6 +129,7 @@ FLOORS = [
         "lltoolkit.plots.field",
         "lltoolkit.plots.relief",
         "lltoolkit.plots.scale",
+        "lltoolkit.plots.cells",
         "lltoolkit.plots.series",
         "lltoolkit.plots.camera",
         "lltoolkit.plots.paths",

@@ -7,24 +7,35 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import xarray as xr
 from matplotlib.colors import BoundaryNorm
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from scipy.spatial import cKDTree
 
 from lltoolkit.errors import require_choice
-from lltoolkit.plots.field import Field, axis_label, count_cells, pick_plane
+from lltoolkit.plots.cells import edges, mark_empty_cells, mark_filled_cells, mark_minimizer
+from lltoolkit.plots.field import Field, axis_label, pick_plane, tell_filled
 from lltoolkit.plots.relief import Relief, smooth_relief
 from lltoolkit.plots.scale import Levels, Scale, choose_scale, number
-from lltoolkit.plots.style import FRACTION_COLORS, HATCH_GREY, LOSS_COLORS, MISSING_GREY, new_axes
+from lltoolkit.plots.style import FRACTION_COLORS, LOSS_COLORS, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import Colormap
     from matplotlib.contour import ContourSet
 
 Form: TypeAlias = Literal["lines", "filled", "heat"]
 FORMS = ("lines", "filled", "heat")
-_FINE = 240  # points per axis of the grid on which lines are traced
+_DARK_ENOUGH = 0.8  # of viridis and cividis, for lines and numbers on white
+_FINE = 160  # points per axis of the grid on which lines are traced
+
+
+class _FittingLocator(FixedLocator):
+    """Some of the given ticks, at equal strides: as many as the axis has room for."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """Choose them, whatever the limits."""
+        return self.locs[:: -(-len(self.locs) // max(2, self.axis.get_tick_space()))]
 
 
 def plot_contour(
@@ -53,8 +64,9 @@ def plot_contour(
     split : str
         Split of the data.
     levels : "auto", "log", "linear", "paper" or array of float
-        ``"log"``: equidistant in log10; ``"paper"``: 0.1 to 9.6 in steps of 0.5, after the code of Li et al. (2018);
-        ``"auto"``: log for a loss, linear for the rest; or ascending numbers in units of the variable.
+        ``"log"``: 1, 2, 5, 10, ...; ``"linear"``: round numbers in equal steps; ``"paper"``: 0.1 to 9.6
+        in steps of 0.5, after the code of Li et al. (2018); ``"auto"``: log for a loss, linear for the rest; or
+        ascending numbers in units of the variable.
     form : {"filled", "lines", "heat"}
         Filled contours with lines; coloured lines alone, as the paper's figure 5; or the cells as they were measured.
     clip : float, optional
@@ -68,7 +80,7 @@ def plot_contour(
     minimizer : bool
         Mark the origin, where the minimizer is, if the plane holds it.
     colorbar : bool, optional
-        Default: unless the lines carry labels and nothing was clipped.
+        Default: unless the lines carry labels and its label has nothing more to tell.
     cmap : str, optional
         A matplotlib colour map; default viridis for a loss, cividis for the rest.
     ax : Axes, optional
@@ -78,7 +90,8 @@ def plot_contour(
     -------
     Axes
         With equal scales on both axes unless one span is more than three times the other. Cells not yet computed are
-        grey, cells that gave NaN or inf are hatched, both counted in a legend.
+        grey, cells that gave NaN or inf are hatched, both counted in a legend. A dot marks a cell that was interpolated
+        or estimated from a sample; the colour bar's label counts them.
 
     Raises
     ------
@@ -101,8 +114,9 @@ def plot_contour(
     mappable = draw_map(ax, field, scale, form=form, smooth=smooth, labels=labels, cmap=cmap)
     if minimizer:
         mark_minimizer(ax, field)
-    if field.finite.size and (colorbar or (colorbar is None and (form != "lines" or not labels or scale.note))):
-        add_colorbar(ax, mappable, scale, field.label)
+    must_tell = form != "lines" or not labels or scale.note or tell_filled([field])
+    if field.finite.size and (colorbar or (colorbar is None and must_tell)):
+        add_colorbar(ax, mappable, scale, field)
     return ax
 
 
@@ -134,16 +148,16 @@ def draw_map(
     """
     from matplotlib.cm import ScalarMappable
 
-    mappable = ScalarMappable(
-        scale.bands() if form == "filled" and not scale.constant else scale.norm(),
-        cmap or (LOSS_COLORS if field.is_loss else FRACTION_COLORS),
-    )
+    banded = form == "filled" and not scale.constant
+    mappable = ScalarMappable(scale.bands() if banded else scale.norm(), _choose_cmap(cmap, field, form))
     mark_empty_cells(ax, field)
     if field.finite.size:
         if form == "heat" or scale.constant or min(field.values.shape) < 2:
             _draw_cells(ax, field, scale, mappable)
         else:
             _draw_lines(ax, field, scale, form, smooth, labels, mappable)
+        inks = np.full(field.values.shape, "0.4") if form == "lines" else _readable_on(mappable, field.values)
+        mark_filled_cells(ax, field, inks)
     first, second = field.first, field.second
     outline = edges if form == "heat" else _unless_single
     ax.set(xlim=outline(first)[[0, -1]], ylim=outline(second)[[0, -1]])
@@ -152,6 +166,15 @@ def draw_map(
     ax.locator_params(nbins=5)
     ax.set_aspect("equal" if 0 < spans[1] <= 3 * spans[0] else "auto")
     return mappable
+
+
+def _choose_cmap(cmap: str | None, field: Field, form: Form) -> "str | Colormap":
+    """Choose colours; lines on white paper go without the lightest of the default, which would be lost."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    name = cmap or (LOSS_COLORS if field.is_loss else FRACTION_COLORS)
+    return name if cmap or form != "lines" else ListedColormap(colormaps[name](np.linspace(0, _DARK_ENOUGH, 256)))
 
 
 def _unless_single(points: np.ndarray) -> np.ndarray:
@@ -188,7 +211,7 @@ def _draw_lines(
         return
     style = {**colors, "linewidths": 0.9}
     if form == "filled":
-        style = {"colors": _readable_on(mappable, inside), "alpha": 0.55, "linewidths": 0.45}
+        style = {"colors": _readable_on(mappable, inside).tolist(), "alpha": 0.55, "linewidths": 0.45}
     lines = ax.contour(*grid, levels=inside, negative_linestyles="solid", **style)
     chosen = [level for level in inside if level in scale.major()]
     if labels and (places := _label_places(lines, chosen)):
@@ -228,10 +251,10 @@ def _label_places(lines: "ContourSet", chosen: list[float]) -> list[tuple[float,
     return [tuple((low + place * span).tolist()) for place in places]
 
 
-def _readable_on(mappable: "ScalarMappable", levels: np.ndarray) -> list[str]:
-    """Choose white or black for what is written over the colours of some levels."""
-    red, green, blue, _ = mappable.to_rgba(levels).T
-    return ["white" if light < 0.45 else "black" for light in 0.3 * red + 0.59 * green + 0.11 * blue]
+def _readable_on(mappable: "ScalarMappable", values: np.ndarray) -> np.ndarray:
+    """Choose white or black for what is written over the colours of some values."""
+    colors = mappable.to_rgba(np.ma.masked_invalid(values))[..., :3]
+    return np.where(colors @ [0.3, 0.59, 0.11] < 0.45, "white", "black")
 
 
 def map_relief(field: Field, scale: Scale, n_points: int) -> Relief:
@@ -262,48 +285,8 @@ def map_relief(field: Field, scale: Scale, n_points: int) -> Relief:
     return replace(relief, height=10.0**relief.height)
 
 
-def mark_empty_cells(ax: "Axes", field: Field) -> None:
-    """Show which cells have no value and why: grey for not computed, hatched for NaN or inf, with a legend."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.patches import Patch
-
-    across, along = edges(field.first), edges(field.second)
-    handles = []
-    for cells, color, hatch, why in [
-        (field.missing, MISSING_GREY, None, "not computed"),
-        (field.nonfinite, "white", "//////", "NaN or inf"),
-    ]:
-        if not cells.any():
-            continue
-        style = {"facecolor": color, "edgecolor": HATCH_GREY, "hatch": hatch, "linewidth": 0.0}
-        corners = [
-            [(across[i], along[j]), (across[i + 1], along[j]), (across[i + 1], along[j + 1]), (across[i], along[j + 1])]
-            for i, j in np.argwhere(cells)
-        ]
-        ax.add_collection(PolyCollection(corners, zorder=1.5, gid=f"lltoolkit:{why}", **style), autolim=False)
-        handles.append(Patch(**style, label=f"{why} ({count_cells(cells)})"))
-    if handles:
-        place = _emptiest_corner(~field.drawn)
-        ax.legend(handles=handles, loc=place, fontsize="x-small", framealpha=0.85, borderpad=0.3).set_zorder(6)
-
-
-def _emptiest_corner(empty: np.ndarray) -> str:
-    """Choose where a legend hides the fewest values."""
-    n, m = (-(-size // 3) for size in empty.shape)
-    corners = {"lower left": empty[:n, :m], "lower right": empty[-n:, :m],
-               "upper left": empty[:n, -m:], "upper right": empty[-n:, -m:]}  # fmt: skip
-    return max(corners, key=lambda corner: corners[corner].mean())
-
-
-def mark_minimizer(ax: "Axes", field: Field) -> None:
-    """Mark the origin, where the trained weights are, if it lies on the map."""
-    if not field.at and field.first[0] <= 0 <= field.first[-1] and field.second[0] <= 0 <= field.second[-1]:
-        ax.plot(0, 0, marker="*", markersize=7, color="white", markeredgecolor="black", markeredgewidth=0.6, zorder=5,
-                gid="lltoolkit:minimizer")  # fmt: skip
-
-
-def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scale: Scale, label: str) -> "Colorbar":
-    """Put a colour bar to the right of `axes` whose label says what was clipped.
+def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scale: Scale, *fields: Field) -> "Colorbar":
+    """Put a colour bar to the right of `axes` whose label says what was clipped and how many cells were filled in.
 
     Parameters
     ----------
@@ -311,8 +294,8 @@ def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scal
         What it belongs to: one, as high as the axes themselves; or several, beside all of them.
     mappable, scale : ScalarMappable, Scale
         From `draw_map`.
-    label : str
-        The variable with its units.
+    *fields : Field
+        What is drawn; the first gives the label.
 
     Returns
     -------
@@ -323,31 +306,12 @@ def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scal
     figure = axes[0].figure if several else axes.figure
     # An inset has the height of the picture also where equal scales leave room above and below it.
     place = {"ax": axes, "aspect": 35, "pad": 0.02} if several else {"cax": axes.inset_axes((1.04, 0, 0.045, 1))}
-    banded = isinstance(mappable.norm, BoundaryNorm)
-    ticks = {"ticks": scale.major(), "format": FuncFormatter(lambda value, _: number(value))} if banded else {}
     # The norm of bands knows on which sides it extends; other norms must be told.
-    extend = {} if banded else {"extend": scale.extend}
-    bar = figure.colorbar(mappable, label=scale.labelled(label), **place, **ticks, **extend)
+    extend = {} if isinstance(mappable.norm, BoundaryNorm) else {"extend": scale.extend}
+    label = "\n".join(filter(None, [scale.labelled(fields[0].label), tell_filled(fields)]))
+    bar = figure.colorbar(mappable, label=label, ticks=_FittingLocator(scale.major()), **place, **extend)
+    bar.formatter = FuncFormatter(lambda value, _: scale.write(value))
     bar.outline.set_linewidth(0.5)
-    bar.ax.yaxis.label.set_linespacing(1.05)
-    bar.ax.minorticks_off() if banded else None
+    bar.ax.yaxis.label.set_linespacing(1.2)
+    bar.ax.minorticks_off()
     return bar
-
-
-def edges(points: np.ndarray) -> np.ndarray:
-    """Return the borders of the cells around grid points, halfway between them.
-
-    Returns
-    -------
-    ndarray
-        Shape ``(n + 1,)`` for `points` of shape ``(n,)``, ascending.
-
-    Examples
-    --------
-    >>> edges(np.array([0.0, 1.0, 3.0]))
-    array([-0.5,  0.5,  2. ,  4. ])
-    """
-    if len(points) == 1:
-        return points[0] + np.array([-0.5, 0.5])
-    middle = (points[1:] + points[:-1]) / 2
-    return np.concatenate([[1.5 * points[0] - 0.5 * points[1]], middle, [1.5 * points[-1] - 0.5 * points[-2]]])

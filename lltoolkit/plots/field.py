@@ -1,6 +1,6 @@
 """One variable of a surface on one plane, ready to draw: its values, the cells that have none, its name. Torch-free."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ class Field:
         The name with its units, for example ``"train loss [nat]"``.
     is_loss : bool
         Whether a log scale is its natural one.
+    interpolated, estimated : ndarray of bool
+        Shape ``(n, m)``: cells whose value was not computed on all examples, but filled in from those around them, or
+        estimated from a sample.
     at : str
         Where the plane cuts the other axes, if not at 0: ``"gamma = 0.5"``; it then misses the minimizer. Else empty.
     """
@@ -39,6 +42,8 @@ class Field:
     missing: np.ndarray
     label: str
     is_loss: bool
+    interpolated: np.ndarray
+    estimated: np.ndarray
     at: str = ""
 
     @property
@@ -96,7 +101,7 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
     # Ascending order once, here: contour, splines and cell edges all want it, and the picture must not
     # depend on the order in which somebody gave the grid.
     array = array.sortby(list(axes)).transpose(*axes)
-    missing = missing_cells(surface.sortby(list(axes)), axes)
+    status = _status(surface.sortby(list(axes)), axes)
     cuts = {axis: float(array[axis]) for axis in AXES if axis in array.coords and not array[axis].dims}
     at = ", ".join(f"{axis_label(axis)} = {value:.3g}" for axis, value in cuts.items() if value)
     return Field(
@@ -104,9 +109,11 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
         first=array[axes[0]].values.astype(np.float64),
         second=array[axes[1]].values.astype(np.float64),
         values=array.values.astype(np.float64),
-        missing=missing,
+        missing=status == STATUS["missing"],
         label=", ".join(filter(None, [label_of(array), at])),
         is_loss="loss" in var,
+        interpolated=status == STATUS["interpolated"],
+        estimated=status == STATUS["estimated"],
         at=at,
     )
 
@@ -160,17 +167,33 @@ def require_no_more_dims(array: xr.DataArray, dims: Iterable[Hashable]) -> None:
         )
 
 
-def missing_cells(surface: xr.Dataset, axes: tuple[str, ...]) -> np.ndarray:
-    """Say which cells were never computed; none where the surface has no status on these axes.
+def _status(surface: xr.Dataset, axes: tuple[str, ...]) -> np.ndarray:
+    """Return the origin of each cell's value, computed where the surface does not tell."""
+    if "status" not in surface or set(surface["status"].dims) != set(axes):
+        return np.full([surface.sizes[axis] for axis in axes], STATUS["computed"])
+    return surface["status"].transpose(*axes).values
+
+
+def tell_filled(fields: Sequence[Field]) -> str:
+    """Count the cells whose values were not computed on all examples.
+
+    Parameters
+    ----------
+    fields : sequence of Field
+        All that one label speaks of.
 
     Returns
     -------
-    ndarray of bool
-        Over `axes`.
+    str
+        For example ``"480 of 961 cells interpolated (dots)"``; empty where all were computed.
     """
-    if "status" not in surface or set(surface["status"].dims) != set(axes):
-        return np.zeros([surface.sizes[axis] for axis in axes], dtype=bool)
-    return surface["status"].transpose(*axes).values == STATUS["missing"]
+    total = sum(field.values.size for field in fields)
+    counts = {word: sum(int(getattr(field, word).sum()) for field in fields) for word in ("interpolated", "estimated")}
+    told = {word: count for word, count in counts.items() if count}
+    if len(told) == 1:
+        ((word, count),) = told.items()
+        return f"{count} of {total} cells {word} (dots)"
+    return f"{' and '.join(f'{count} {word}' for word, count in told.items())} of {total} cells (dots)" if told else ""
 
 
 def label_of(array: xr.DataArray) -> str:

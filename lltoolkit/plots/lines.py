@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from lltoolkit.errors import require_choice
-from lltoolkit.labelled.schema import STATUS, axes_of
+from lltoolkit.labelled.schema import AXES, STATUS, axes_of
 from lltoolkit.plots.field import axis_label, label_of, pick_variable, require_no_more_dims
 from lltoolkit.plots.scale import number
 from lltoolkit.plots.style import BLUE, RED, new_axes
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TWIN = "lltoolkit:right axis"
+_END = "lltoolkit:minimizer"
 _BROKEN = "NaN or inf"
+_FILLED = {STATUS["interpolated"]: "interpolated", STATUS["estimated"]: "estimated from a sample"}
 _DASHES = {"train": "-", "test": "--"}  # as in the paper; other splits are dotted
 _SCALES = ("log", "linear")
 
@@ -64,7 +66,9 @@ def plot_slice(
     -------
     Axes
         The left one; the right one is its twin (the last of ``ax.figure.axes``). Bands without a dim ``direction``
-        are one standard error, where the surface has ``<var>_se``. Cells that gave NaN or inf are crosses at the top.
+        are one standard error, where the surface has ``<var>_se``. Cells that gave NaN or inf are crosses at the top,
+        hollow dots on the line are cells that were interpolated or estimated. Dotted vertical lines are the ends of
+        an interpolation, the minimizers at 0 and 1.
 
     Raises
     ------
@@ -88,16 +92,26 @@ def plot_slice(
         here = ax if place == 0 else _right_of(ax)
         drawn = [_draw(here, cut, variable, one, along, quantiles, hue, name) for one in splits]
         _finish(here, cut[variable], np.concatenate(drawn), scale, hue if len(names) > 1 else None)
+    if along == "alpha" and surface.attrs.get("subspace_kind") == "interpolation":
+        _mark_ends(ax)
+        where.append("minimizers at 0 and 1")
     ax.set_xlabel(", ".join([axis_label(along), *where]))
     ax.margins(x=0)
     _explain(ax, surface.sizes.get("direction"), quantiles)
     return ax
 
 
+def _mark_ends(ax: "Axes") -> None:
+    """Mark the two minimizers that a line connects, at 0 and 1, as the paper's figure 2 does."""
+    for end in (0.0, 1.0):
+        if not any(line.get_gid() == _END and line.get_xdata()[0] == end for line in ax.get_lines()):
+            ax.axvline(end, color="0.6", linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=0.5, label="_end", gid=_END)
+
+
 def _explain(ax: "Axes", n_directions: int | None, quantiles: tuple[float, float]) -> None:
     """Put one legend for both axes above them, where it hides no line."""
     lines = [line for each in ax.figure.axes if each is ax or each.get_gid() == _TWIN for line in each.get_lines()]
-    lines.sort(key=lambda line: line.get_label() == _BROKEN)  # last, after the lines themselves
+    lines.sort(key=lambda line: line.get_label() in (_BROKEN, *_FILLED.values()))  # last, after the lines themselves
     named = {line.get_label(): line for line in lines if not line.get_label().startswith("_")}
     style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False, "fontsize": "small"}
     title = None
@@ -130,6 +144,9 @@ def _splits(surface: xr.Dataset, split: str | Sequence[str] | None) -> list[str 
 def _cut(surface: xr.Dataset, along: str, at: dict[str, float]) -> tuple[xr.Dataset, list[str]]:
     """Take the nearest grid line; the second value names the coordinates that are not the origin's."""
     axes = axes_of(surface)
+    if not axes:
+        kind = surface.attrs.get("kind", "Dataset")
+        raise ValueError(f"this {kind} has none of the axes {', '.join(AXES)}. A slice is drawn of a NAME.surface.nc.")
     require_choice("along", along, axes)
     for axis in at:
         require_choice("at", axis, [axis for axis in axes if axis != along])
@@ -181,6 +198,9 @@ def _draw(
     ax.plot(points, middle, style, color=color, label=entry)
     if low is not None:
         ax.fill_between(points, low, high, color=color, alpha=0.18, linewidth=0, label="_band")
+    for status, word in _FILLED.items():
+        if "status" in cut and cut["status"].dims == (along,) and (here := cut["status"].values == status).any():
+            ax.plot(points[here], middle[here], "o", color=color, mfc="white", ms=2.5, mew=0.5, label=word)
     broken = ~np.isfinite(values) & ((cut["status"] != STATUS["missing"]) if "status" in cut else True)
     if (failed := broken.transpose(along, ...).values.reshape(len(points), -1).any(axis=1)).any():
         top = ax.get_xaxis_transform()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from lltoolkit.files import write_atomically
 from lltoolkit.labelled.describe import describe
 from lltoolkit.labelled.facts import kind_of
 from lltoolkit.labelled.schema import label, validate
-from lltoolkit.plots.style import _UNDATED, _WRITING, PrintFigure
+from lltoolkit.plots.style import UNDATED, WRITING, PrintFigure
 from lltoolkit.store import save_result
 
 SUFFIXES = ("png", "pdf", "svg", "jpg", "jpeg")
@@ -128,7 +129,8 @@ def save_figure(
     kwargs |= {"dpi": dpi or getattr(fig, "print_dpi", PrintFigure.print_dpi), "transparent": transparent}
 
     def write(temporary: Path) -> None:
-        with rc_context(dict(_WRITING)):
+        settled = fig.settled() if isinstance(fig, PrintFigure) else nullcontext()
+        with rc_context(dict(WRITING)), settled:
             Figure.savefig(fig, temporary, format=form, **kwargs)
 
     _write(path, write)
@@ -218,7 +220,7 @@ def _told(form: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         if metadata:
             told |= {"Title": metadata["title"], "Description": metadata["text"], "lltoolkit": metadata["json"]}
         return {"metadata": told}
-    undated: dict[str, Any] = {**_UNDATED[form], "Creator": maker}
+    undated: dict[str, Any] = {**UNDATED[form], "Creator": maker}
     if metadata:
         undated |= {"Title": metadata["title"], "Keywords": metadata["json"]}
         undated |= {"Subject" if form == "pdf" else "Description": metadata["text"]}

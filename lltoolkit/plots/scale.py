@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 Levels: TypeAlias = Literal["auto", "log", "linear", "paper"] | ArrayLike
 LEVELS = ("auto", "log", "linear", "paper")
 
-# Steps of a log scale in decades, coarse to fine. Each divides a decade (or is a whole number of them), so
-# that 1, 10, 100 are levels; a third of a decade is nearly 1-2-5.
-_STEPS = (4, 2, 1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 8, 1 / 10, 1 / 12, 1 / 16, 1 / 20, 1 / 25, 1 / 50, 1 / 100)
+# Leading digits of a log scale's levels, coarse to fine; the last only where 1-2-5 would leave too few.
+_DIGITS = (("1",), ("1", "2", "5"), ("1", "1.5", "2", "3", "5", "7"))
 _DECADES = 8  # a log scale does not reach further below its top; an exact zero would ask for infinitely many
 
 
@@ -83,17 +82,17 @@ class Scale:
         Returns
         -------
         str
-            With the note on a second line.
+            With each note on a line of its own.
 
         Examples
         --------
         >>> Scale(np.array([1.0, 10.0]), True, 1.0, 50.0, "clipped at 10 (max 50)").labelled("train loss [nat]")
         'train loss [nat]\nclipped at 10 (max 50)'
         """
-        return f"{label}\n{self.note}" if self.note else label
+        return "\n".join(filter(None, [label, *self.note.split("; ")]))
 
     def major(self) -> np.ndarray:
-        """Choose the levels that carry a number: whole decades, or every other one.
+        """Choose the levels that carry a number: whole decades, or about six of them.
 
         Returns
         -------
@@ -101,10 +100,10 @@ class Scale:
             Shape ``(k,)``, a subset of the levels.
         """
         if self.log:
-            exponents = np.log10(self.levels)
-            decades = np.isclose(exponents, np.round(exponents), atol=1e-9)
-            if decades.sum() >= 3:
-                return self.levels[decades]
+            for digits, enough in ((_DIGITS[0], 4), (_DIGITS[1], 3)):
+                chosen = self.levels[np.isin(self.levels, _round_numbers(digits, self.low, self.high))]
+                if len(chosen) >= enough:
+                    return chosen
         elif self.low > 0 and self.high > 20 * self.low:
             # Equal steps of a steep loss crowd together; numbers at each doubling still tell them apart.
             chosen = [self.levels[0]]
@@ -112,7 +111,30 @@ class Scale:
                 if level >= 2 * chosen[-1]:
                     chosen.append(level)
             return np.array(chosen)
-        return self.levels[:: max(1, round(len(self.levels) / 6))]
+        stride = max(1, round(len(self.levels) / 6))
+        step = stride * (self.levels[1] - self.levels[0])
+        # From the first that is a multiple of the step, so that 0, 1 and 10 carry a number.
+        offset = int(np.argmin(np.abs(self.levels[:stride] / step - np.round(self.levels[:stride] / step))))
+        return self.levels[offset::stride]
+
+    def write(self, value: float) -> str:
+        """Write a level's number: whole decades all as powers of ten where some of them must be.
+
+        Returns
+        -------
+        str
+            For a label.
+
+        Examples
+        --------
+        >>> Scale(np.array([1e-4, 1e-3, 0.01, 0.1, 1.0]), True, 1e-4, 1.0).write(0.1), number(0.1)
+        ('$10^{-1}$', '0.1')
+        """
+        if self.log and value > 0 and (self.low < 1e-3 or self.high >= 1e4):
+            exponent = np.log10(value)
+            if np.isclose(exponent, np.round(exponent), rtol=0, atol=1e-9):
+                return f"$10^{{{int(np.round(exponent))}}}$"
+        return number(value)
 
 
 def choose_scale(
@@ -125,9 +147,10 @@ def choose_scale(
     fields : sequence of Field
         What will be drawn on this scale.
     levels : "auto", "log", "linear", "paper" or array of float
-        ``"log"``: equidistant in log10, whole decades among them, from the lowest value to a robust high end;
-        ``"linear"``: equidistant round numbers; ``"paper"``: 0.1 to 9.6 in steps of 0.5, after the code of Li et
-        al. (2018); ``"auto"``: log for a loss, linear for the rest. An array is taken as it is.
+        ``"log"``: 1, 2, 5, 10, ... from the lowest value to a robust high end; finer round numbers where all values
+        lie close together, whole decades where there would be more than twice `n_levels`. ``"linear"``: equidistant
+        round numbers; ``"paper"``: 0.1 to 9.6 in steps of 0.5, after the code of Li et al. (2018); ``"auto"``: log
+        for a loss, linear for the rest. An array is taken as it is.
     clip : float, optional
         Highest value to tell apart, in units of the variable; ``inf`` for the highest there is. By default the
         highest, unless a few cells of a loss reach far beyond the rest (then the 95th percentile).
@@ -167,10 +190,12 @@ def choose_scale(
     if kind == "paper":
         return _noted(np.arange(0.1, 10, 0.5), False, lowest, highest, [])
     positive = values[values > 0]
-    if kind == "log" and 2 * positive.size > values.size:
-        top = _robust_top(np.log10(positive), clip and np.log10(clip) if np.isfinite(clip or 1) else np.inf)
-        bottom = max(np.log10(positive.min()), top - _DECADES)
-        return _noted(10.0 ** _log_levels(bottom, top, n_levels, clip), True, lowest, highest, [])
+    if kind == "log" and 2 * positive.size > values.size and (clip is None or clip > positive.min()):
+        given_top = clip is not None and np.isfinite(clip)
+        cut = np.log10(clip) if given_top else clip
+        top = float(clip if given_top and clip <= positive.max() else 10.0 ** _robust_top(np.log10(positive), cut))
+        bottom = max(positive.min(), top * 10.0**-_DECADES)
+        return _noted(_log_levels(bottom, top, n_levels, clip), True, lowest, highest, [])
     notes = [f"linear scale: {1 - positive.size / values.size:.0%} of cells not above 0"] if kind == "log" else []
     return _noted(_linear_levels(lowest, _robust_top(values, clip), n_levels, clip), False, lowest, highest, notes)
 
@@ -195,15 +220,26 @@ def _robust_top(values: np.ndarray, clip: float | None) -> float:
 
 
 def _log_levels(bottom: float, top: float, n_levels: int, clip: float | None) -> np.ndarray:
-    """Return levels in decades, equidistant; an explicit clip is the last of them to the digit."""
-    if top - bottom < 1e-9:
-        return np.array([bottom - 0.05, bottom + 0.05])
-    step = next((step for step in _STEPS if (top - bottom) / step >= n_levels - 2), (top - bottom) / n_levels)
-    if clip is not None and np.isfinite(clip) and top < np.log10(clip) + 1e-12 and top > np.log10(clip) - 1e-12:
-        count = int(np.ceil((top - bottom) / step - 1e-9))
-        return top - step * np.arange(count, -1, -1)
-    first, last = np.floor(bottom / step + 1e-9), np.ceil(top / step - 1e-9)
-    return step * np.arange(first, max(last, first + 1) + 1)
+    """Return round levels from `bottom` to `top`; an explicit clip is the last of them to the digit."""
+    if top <= bottom * (1 + 1e-9):
+        return bottom * np.array([0.9, 1.1])
+    decades, usual, fine = (_round_numbers(digits, bottom, top) for digits in _DIGITS)
+    if 2 * len(usual) < n_levels:
+        # Two numbers beside each other differ little here: equal steps are as good, and rounder.
+        levels = fine if 2 * len(fine) >= n_levels else _linear_levels(bottom, top, n_levels, None)
+        levels = levels[levels > 0]
+    else:
+        levels = usual if len(usual) <= 2.2 * n_levels else decades
+    return _ended(levels, clip) if clip is not None and np.isclose(top, clip, rtol=1e-12) else levels
+
+
+def _round_numbers(digits: Sequence[str], bottom: float, top: float) -> np.ndarray:
+    """Return the numbers that begin with one of `digits`, from `bottom` or just below to `top` or just above."""
+    decades = range(int(np.floor(np.log10(bottom))) - 1, int(np.ceil(np.log10(top))) + 2)
+    # Read from text, so that 0.2 is what anybody else writes as 0.2.
+    numbers = np.array([float(f"{digit}e{decade}") for decade in decades for digit in digits])
+    first = np.searchsorted(numbers, bottom * (1 + 1e-9), side="right") - 1
+    return numbers[first : np.searchsorted(numbers, top * (1 - 1e-9)) + 1]
 
 
 def _linear_levels(bottom: float, top: float, n_levels: int, clip: float | None) -> np.ndarray:
@@ -213,16 +249,23 @@ def _linear_levels(bottom: float, top: float, n_levels: int, clip: float | None)
         width = 0.05 * (abs(top) or 1.0)
         return np.array([top - width, top + width])
     levels = MaxNLocator(nbins=n_levels, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
-    if clip is not None and np.isfinite(clip) and top == clip:
-        return np.append(levels[levels < clip - 1e-9 * abs(clip)], clip)
-    return levels
+    return _ended(levels, clip) if clip is not None and np.isfinite(clip) and top == clip else levels
+
+
+def _ended(levels: np.ndarray, clip: float) -> np.ndarray:
+    """Make an explicit clip the last level, without one just below it."""
+    kept = levels[levels < clip]
+    if len(kept) > 2 and clip - kept[-1] < 0.4 * (kept[-1] - kept[-2]):
+        kept = kept[:-1]
+    return np.append(kept, clip)
 
 
 def _noted(levels: np.ndarray, log: bool, lowest: float, highest: float, notes: list[str]) -> Scale:
-    if highest > levels[-1] * (1 + 1e-12 * np.sign(levels[-1])):
-        notes = [*notes, f"clipped at {number(levels[-1])} (max {number(highest)})"]
-    if log and lowest < levels[0] * (1 - 1e-9):
-        notes = [*notes, f"floor {number(levels[0])} (min {number(lowest)})"]
+    scale = Scale(levels, log, lowest, highest)
+    if highest > scale.high + 1e-9 * abs(scale.high):
+        notes = [*notes, f"clipped at {number(scale.high)} (max {number(highest)})"]
+    if lowest < scale.low - 1e-9 * abs(scale.low):
+        notes = [*notes, f"floor {number(scale.low)} (min {number(lowest)})"]
     return Scale(levels, log, lowest, highest, "; ".join(notes))
 
 

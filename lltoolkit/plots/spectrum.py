@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import SymmetricalLogLocator
 
 from lltoolkit.errors import require_choice
 from lltoolkit.plots.field import label_of
+from lltoolkit.plots.path_loss import fit_columns
 from lltoolkit.plots.scale import number
 from lltoolkit.plots.style import BLUE, new_axes
 
@@ -83,7 +85,9 @@ def plot_spectrum(
 
     ax.set_yscale("log", nonpositive="clip")
     if xscale == "symlog" and ax.get_xscale() != "symlog":  # the first of several decides where it is linear
-        ax.set_xscale("symlog", linthresh=bandwidth or 1e-3 * max(abs(low), abs(high)) or 1.0)
+        linear = bandwidth or 1e-3 * max(abs(low), abs(high)) or 1.0
+        ax.set_xscale("symlog", linthresh=linear)
+        ax.xaxis.set_major_locator(_OuterLocator(base=10, linthresh=linear))
     bottom = _bottom(density, bandwidth, int(spectrum.attrs.get("n_weights", 0)))
     ax.plot(points, density, color=color, gid=_CURVE, label=_entry(name, bandwidth, spectrum.sizes["probe"]))
     if {"density_low", "density_high"} <= set(spectrum) and spectrum["density_high"].notnull().any():
@@ -103,8 +107,19 @@ def plot_spectrum(
     ax.set_ylabel(re.sub(r"1 / \((\w+)\)", r"1/\1", label_of(spectrum["density"])))
     n_drawn = len(_curves(ax))  # one row of three entries, or one column for each spectrum
     where: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
-    ax.legend(ncols=3 if n_drawn == 1 else n_drawn, frameon=False, fontsize="small", **where)
+    labels = [text for text in ax.get_legend_handles_labels()[1] if not text.startswith("_")]
+    plain = [re.sub(r"[$\\{}]", "", text) for text in labels]  # mathtext is shorter than its source
+    ax.legend(ncols=fit_columns(ax, plain, 3) if n_drawn == 1 else n_drawn, frameon=False, fontsize="small", **where)
     return ax
+
+
+class _OuterLocator(SymmetricalLogLocator):
+    """Ticks where the scale is logarithmic, and 0: within the narrow linear part their numbers would overlap."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """Choose them between two limits."""
+        values = np.asarray(super().tick_values(vmin, vmax))
+        return values[(values == 0) | (np.abs(values) > self._linthresh)]
 
 
 def _require(spectrum: xr.Dataset) -> None:

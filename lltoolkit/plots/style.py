@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lltoolkit.errors import require_choice
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 # Readable in grey and by the colour-blind, and those of the field. A loss is dark where it is low.
 LOSS_COLORS = "viridis"
 FRACTION_COLORS = "cividis"
-BLUE, RED = "#1f5fa8", "#c0392b"  # loss and accuracy along a line, as in the paper; they differ in grey too
+BLUE, RED = "#144d94", "#d4533f"  # loss and accuracy along a line, as in the paper; they differ in grey too
 MISSING_GREY = "#d0d0d0"
 HATCH_GREY = "#8a8a8a"
 
@@ -34,8 +36,13 @@ GOLDEN = 0.618
 
 # Read by matplotlib when a figure is written: TrueType instead of Type 3 fonts, which many conferences refuse; SVG
 # text as paths, since the reader of an SVG rarely has the font; a fixed salt for the same bytes each time.
-_WRITING = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "lltoolkit"}
-_UNDATED: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+WRITING = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "lltoolkit"}
+UNDATED: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+# Of a layout, in inches and in turns; in the worst of all venues and shapes five passes were needed.
+_STILL, _PASSES, _ROUNDS = 1e-3, 8, 6
+_EDGE = 0.03  # inches that stay white; matplotlib's own pads are wider
 
 
 class PrintFigure(Figure):
@@ -46,6 +53,7 @@ class PrintFigure(Figure):
     """
 
     print_dpi = 300.0
+    _box: np.ndarray | None = None
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
         """Write the figure; arguments as in matplotlib.
@@ -59,9 +67,58 @@ class PrintFigure(Figure):
         """
         kwargs.setdefault("dpi", self.print_dpi)
         form = kwargs.get("format") or str(fname).rpartition(".")[2].lower()
-        kwargs["metadata"] = {**_UNDATED.get(form, {}), **(kwargs.get("metadata") or {})} or None
-        with rc_context(_WRITING):
+        kwargs["metadata"] = {**UNDATED.get(form, {}), **(kwargs.get("metadata") or {})} or None
+        with rc_context(WRITING), self.settled():
             super().savefig(fname, **kwargs)
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Lay the figure out until nothing moves and nothing hangs over its edges, and hold it there for the block.
+
+        Where equal scales leave room, one pass of matplotlib's layouts measures labels at places that the same pass
+        changes; and they pass over the labels of 3D axes. Without such a layout nothing is done.
+        """
+        engine = self.get_layout_engine()
+        if not isinstance(engine, ConstrainedLayoutEngine):
+            yield
+            return
+        for _ in range(_ROUNDS):
+            box, size = self._lay_out(), self.get_size_inches()
+            outside = np.maximum([_EDGE - box[0], box[1] + _EDGE - size], 0)
+            if outside.max() < _STILL:
+                break
+            left, bottom, width, height = engine.get()["rect"]
+            low, cut = outside[0] / size, outside.sum(axis=0) / size
+            engine.set(rect=(left + low[0], bottom + low[1], width - cut[0], height - cut[1]))
+        self.set_layout_engine("none")
+        try:
+            yield
+        finally:
+            self.set_layout_engine(engine)
+
+    def fit_height(self) -> None:
+        """Give the figure the height of what is drawn; its width stays."""
+        pads = 2 * self.get_layout_engine().get()["h_pad"]
+        for _ in range(_ROUNDS):
+            self._box, height = None, self.get_figheight()
+            self.set_figheight(float(np.ptp(self._lay_out(n_passes=1)[:, 1])) + pads)
+            if abs(self.get_figheight() - height) < _EDGE:
+                break
+
+    def _lay_out(self, n_passes: int = _PASSES) -> np.ndarray:
+        """Repeat the layout until it moves nothing; return the box of what is drawn, in inches, shape ``(2, 2)``."""
+        for _ in range(n_passes):
+            before, places = self._box, [(ax, ax.get_position(original=True)) for ax in self.axes]
+            if before is None and any(ax.name == "3d" for ax in self.axes):
+                self.draw_without_rendering()  # which tells where things are in 3D
+            self.get_layout_engine().execute(self)  # without drawing all contours once more
+            self._box = self.get_tightbbox().get_points()
+            if before is not None and np.abs(self._box - before).max() < _STILL:
+                for ax, place in places:  # back by a hair: saved again, the figure has the same bytes
+                    ax.set_position(place)
+                    ax.set_in_layout(True)  # which a position by hand ends
+                break
+        return self._box
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -167,7 +224,7 @@ def page_style(size: float, serif: bool = True) -> dict[str, Any]:
         "ytick.major.width": 0.6,
         "xtick.minor.width": 0.4,
         "ytick.minor.width": 0.4,
-        **_WRITING,
+        **WRITING,
     }
 
 

@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LightSource, Normalize
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from lltoolkit.plots.field import Field, axis_label, count_cells, pick_plane
+from lltoolkit.plots.field import Field, axis_label, count_cells, pick_plane, tell_filled
 from lltoolkit.plots.relief import smooth_relief
 from lltoolkit.plots.scale import Levels, Scale, choose_scale, number
 from lltoolkit.plots.style import FRACTION_COLORS, LOSS_COLORS, new_axes
@@ -113,6 +113,7 @@ def plot_surface(
             ax.contour(*grid[:2], masked, levels=inside, offset=base, cmap=cmap, norm=norm, linewidths=0.7)
     if not field.drawn.all():
         notes.append(f"{count_cells(~field.drawn)} without a value left open")
+    notes += [tell_filled([field]).removesuffix(" (dots)")] if tell_filled([field]) else []
     _dress(ax, field, scale, (base, high), "\n".join(notes))
     spans = [np.ptp(field.first) or 1.0, np.ptp(field.second) or 1.0]
     spans = spans if max(spans) <= 3 * min(spans) else [1.0, 1.0]
@@ -144,7 +145,7 @@ def _dress(ax: "Axes3D", field: Field, scale: Scale, box: tuple[float, float], n
     if len(ticks) > 7:
         ticks = ticks[:: -(-len(ticks) // 7)]
     ax.zaxis.set_major_locator(FixedLocator(np.log10(ticks) if scale.log else ticks))
-    write = (lambda height, _: number(10.0**height)) if scale.log else (lambda height, _: number(height))
+    write = (lambda height, _: scale.write(10.0**height)) if scale.log else (lambda height, _: number(height))
     ax.zaxis.set_major_formatter(FuncFormatter(write))
     ax.locator_params(axis="x", nbins=5)
     ax.locator_params(axis="y", nbins=5)

@@ -92,7 +92,7 @@ def plot_weights(
     else:
         ax.set_ylim(bottom=0)
     ax.margins(x=0)
-    told = f"\n(up to {number(100 * outside)} % of a model's weights are outside)" if outside > 0 else ""
+    told = f"\n(up to {100 * outside:.2g} % of a model's weights are outside)" if outside > 0 else ""
     ax.set_xlabel(f"weight{told}", linespacing=1.0)
     ax.set_ylabel("density")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize="small", borderaxespad=0.2)

@@ -203,3 +203,38 @@ def test_no_warnings_from_huge_values(surface, ax):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plot_contour(surface, ax=ax).figure.canvas.draw()
+
+
+@pytest.mark.parametrize("form", ["filled", "lines", "heat"])
+def test_cells_that_were_not_computed_on_all_examples_are_marked_and_counted(surface, form, ax):
+    surface["status"][::2, 1::2], surface["status"][5, 7] = 2, 3
+    plot_contour(surface, form=form, ax=ax)
+    marked = {word: [line for line in ax.get_lines() if line.get_gid() == f"lltoolkit:{word}"]
+              for word in ("interpolated", "estimated")}  # fmt: skip
+    points = {(x, y) for line in marked["interpolated"] for x, y in zip(*line.get_data(), strict=True)}
+    assert points == {(x, y) for x in surface.alpha.values[::2] for y in surface.beta.values[1::2]}
+    (estimated,) = marked["estimated"]
+    assert [values.item() for values in estimated.get_data()] == [surface.alpha[5], surface.beta[7]]
+    assert "240 interpolated and 1 estimated of 961 cells" in ax.child_axes[0].get_ylabel()
+
+
+def test_cells_that_were_computed_are_not_marked(surface, ax):
+    plot_contour(surface, ax=ax)
+    assert [line.get_gid() for line in ax.get_lines()] == ["lltoolkit:minimizer"]
+
+
+def test_lines_on_white_can_be_seen(surface, ax):
+    plot_contour(surface, form="lines", ax=ax)
+    (lines,) = contours(ax)
+    lightness = lines.cmap(np.linspace(0, 1, 50))[:, :3] @ [0.3, 0.59, 0.11]
+    assert lightness.max() < 0.7
+    assert plot_contour(surface, form="lines", cmap="magma", ax=Figure().subplots()).collections[0].cmap.name == "magma"
+
+
+def test_numbers_on_the_colour_bar_fit_its_height(surface):
+    tall, low = (Figure(figsize=(3, height), layout="constrained").subplots() for height in (6, 1.2))
+    counts = []
+    for ax in (tall, low):
+        plot_contour(surface, ax=ax).figure.draw_without_rendering()
+        counts.append(len(ax.child_axes[0].get_yticks()))
+    assert counts[0] > counts[1] >= 2

@@ -109,3 +109,33 @@ def test_a_volume(surface, ax):
 def test_bad_choices(surface, options, words, ax):
     with pytest.raises(ValueError, match=words):
         plot_slice(surface, **options, ax=ax)
+
+
+def test_ends_of_an_interpolation_are_marked(surface, ax):
+    line = surface.isel(beta=15, drop=True).assign_attrs(subspace_kind="interpolation")
+    plot_slice(line, name="a", ax=ax)
+    plot_slice(line, name="b", ax=ax)
+    marks = [mark.get_xdata()[0] for mark in ax.get_lines() if mark.get_gid() == "lltoolkit:minimizer"]
+    assert marks == [0, 1]
+    assert ax.get_xlabel() == r"$\alpha$, minimizers at 0 and 1"
+    assert not any(text.get_text().startswith("_") for text in ax.get_legend().get_texts())
+
+
+def test_filled_cells_are_hollow_dots(surface, ax):
+    surface["status"][3:6, 15], surface["status"][8, 15] = 2, 3
+    plot_slice(surface, var="loss", split="train", ax=ax)
+    drawn = lines(ax)
+    np.testing.assert_array_equal(drawn["interpolated"].get_xdata(), surface.alpha[3:6])
+    np.testing.assert_array_equal(drawn["interpolated"].get_ydata(), surface.loss[0, 3:6, 15])
+    np.testing.assert_array_equal(drawn["estimated from a sample"].get_xdata(), surface.alpha[8:9])
+
+
+@pytest.mark.parametrize("value", [0.7, 0.0, -3.0, np.nan, np.inf])
+def test_flat_and_empty_lines(surface, value, ax):
+    surface["loss"][:] = value
+    plot_slice(surface, ax=ax).figure.canvas.draw()
+
+
+def test_what_has_no_axes(ax):
+    with pytest.raises(ValueError, match="this trajectory has none of the axes alpha"):
+        plot_slice(xr.Dataset({"loss": ("step", [1.0])}, attrs={"kind": "trajectory"}), ax=ax)

@@ -8,16 +8,33 @@ from tests.plots.surfaces import field_of
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("decades", [0.02, 0.3, 1, 3, 9])
-def test_log_levels_are_equidistant_and_hold_the_values(decades):
+def digits(values):
+    return {f"{value:.12e}".split("e")[0].rstrip("0").rstrip(".") for value in values}
+
+
+@pytest.mark.parametrize(
+    ("decades", "n_levels", "allowed"), [(9, 12, "125"), (7.5, 6, "1"), (6, 12, "125"), (3, 12, "125"), (2, 12, "125")]
+)
+def test_log_levels_are_round_and_hold_the_values(decades, n_levels, allowed):
     values = 10 ** RNG.uniform(-decades / 2, decades / 2, (20, 20))
-    scale = choose_scale([field_of(values)], "log", clip=np.inf)
-    steps = np.diff(np.log10(scale.levels))
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
+    values[0, :2] = 10 ** np.array([-decades / 2, decades / 2])
+    scale = choose_scale([field_of(values)], "log", clip=np.inf, n_levels=n_levels)
     assert scale.log
+    assert digits(scale.levels) == set(allowed)
+    assert (scale.levels[1:] / scale.levels[:-1] < (2.6 if len(allowed) > 1 else 10.1)).all()  # none is left out
     assert not scale.note or "floor" in scale.note
-    assert scale.high >= values.max() * (1 - 1e-12)
-    assert 3 <= len(scale.levels) <= 30
+    assert scale.high >= values.max() * (1 - 1e-9) > scale.levels[-2]
+    assert 6 <= len(scale.levels) <= 26
+
+
+@pytest.mark.parametrize("decades", [0.002, 0.02, 0.3, 0.7, 1, 1.3])
+def test_close_values_have_finer_round_levels(decades):
+    values = 3 * 10 ** RNG.uniform(-decades / 2, decades / 2, (20, 20))
+    levels = choose_scale([field_of(values)], "log", clip=np.inf).levels
+    assert 6 <= len(levels) <= 20
+    assert 0 < levels[0] <= values.min() < levels[1]
+    assert levels[-2] < values.max() <= levels[-1]
+    assert all(len(f"{level:.10g}".strip("0").replace(".", "")) <= 5 for level in levels)
 
 
 def test_whole_decades_are_levels(surface):
@@ -49,6 +66,43 @@ def test_an_explicit_clip_is_the_last_level(surface):
     assert choose_scale([field], "linear", clip=7.3).high == 7.3
     with pytest.raises(ValueError, match="leaves nothing"):
         choose_scale([field], clip=1e-9)
+
+
+@pytest.mark.parametrize("clip", [90.0, 101.0, 100.0])
+def test_no_level_crowds_an_explicit_clip(surface, clip):
+    for levels in ("log", "linear"):
+        chosen = choose_scale([pick_plane(surface, "loss", "train")], levels, clip).levels
+        assert chosen[-1] == clip
+        assert chosen[-1] - chosen[-2] > 0.3 * (chosen[-2] - chosen[-3])
+
+
+@pytest.mark.parametrize("clip", [0.0, -3.0, 1e-4])
+def test_a_clip_below_all_that_has_a_logarithm_is_linear(clip):
+    values = np.logspace(-3, 2, 100).reshape(10, 10)
+    values[0, 0] = -5.0
+    scale = choose_scale([field_of(values)], "log", clip=clip)
+    assert not scale.log
+    assert scale.high == clip
+    assert "clipped at" in scale.note
+
+
+def test_linear_levels_are_round(surface):
+    scale = choose_scale([pick_plane(surface, "accuracy", "train")], "linear")
+    np.testing.assert_allclose(scale.levels, np.arange(0.1, 1.01, 0.1), atol=1e-12)
+    np.testing.assert_allclose(scale.major(), np.arange(0.2, 1.01, 0.2), atol=1e-12)
+
+
+def test_numbers_of_a_far_scale_are_all_powers():
+    near, far = (choose_scale([field_of(np.geomspace(low, 50, 100).reshape(10, 10))]) for low in (0.006, 2e-4))
+    assert [near.write(level) for level in near.major()] == ["0.01", "0.1", "1", "10"]
+    assert [far.write(level) for level in far.major()] == [f"$10^{{{k}}}$" for k in range(-3, 2)]
+
+
+def test_what_lies_below_the_levels_is_told(surface):
+    scale = choose_scale([pick_plane(surface, "loss", "train")], [1.0, 2.0, 5.0])
+    assert "floor 1 (min " in scale.note
+    assert "clipped at 5 (max " in scale.note
+    assert scale.extend == "both"
 
 
 def test_paper_levels_are_the_papers(surface):

@@ -24,7 +24,7 @@ def test_heights_are_log10_and_ticks_say_values(surface, ax3d, drawn):
     plot_surface(surface, ax=ax3d)
     ticks = ax3d.get_zticks()
     words = [ax3d.zaxis.get_major_formatter()(tick, 0) for tick in ticks]
-    assert dict(zip(words, ticks.round(9), strict=True))["100"] == 2.0
+    assert dict(zip(words, ticks.round(9), strict=True))["$10^{2}$"] == 2.0
     assert ax3d.get_zlabel() == "train loss [nat]"
     assert (ax3d.get_xlabel(), ax3d.get_ylabel()) == (r"$\alpha$", r"$\beta$")
     parts = (drawn[0].shape[0] - 1) // 30  # every cell is a point of the finer grid
@@ -52,3 +52,9 @@ def test_flat_and_empty_surfaces(values, ax3d):
 def test_flat_axes_are_refused(surface, ax):
     with pytest.raises(ValueError, match="projection='3d'"):
         plot_surface(surface, ax=ax)
+
+
+def test_filled_cells_are_counted(surface, ax3d):
+    surface["status"][::2, 1::2] = 2
+    plot_surface(surface, ax=ax3d)
+    assert any("240 of 961 cells interpolated" in text.get_text() for text in ax3d.texts)
