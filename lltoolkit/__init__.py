@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lltoolkit.compute import compute_surface
     from lltoolkit.curvature import compute_curvature
     from lltoolkit.errors import DivergedTraining, NondeterministicObjective, ResumeMismatch, SchemaError
+    from lltoolkit.export import export_scene
     from lltoolkit.labelled.citation import cite
     from lltoolkit.labelled.correlation import rank_correlation
     from lltoolkit.labelled.describe import describe
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lltoolkit.plots.surface3d import plot_surface
     from lltoolkit.plots.trajectory import plot_trajectory
     from lltoolkit.plots.weights import plot_weights
-    from lltoolkit.render import export_scene, render_surface
+    from lltoolkit.render import render_surface
     from lltoolkit.sharpness import compute_sharpness
     from lltoolkit.spectrum import hessian_spectrum
     from lltoolkit.store import open_result, save_result
@@ -59,7 +60,7 @@ _HOME = {
     "compute_sharpness": "lltoolkit.sharpness",
     "compute_surface": "lltoolkit.compute",
     "describe": "lltoolkit.labelled.describe",
-    "export_scene": "lltoolkit.render",
+    "export_scene": "lltoolkit.export",
     "hessian_spectrum": "lltoolkit.spectrum",
     "hessian_subspace": "lltoolkit.tensors.directions",
     "interpolate": "lltoolkit.tensors.directions",

@@ -145,7 +145,7 @@ def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: 
         figure.savefig(path)
     for variant, surface in surfaces.items():
         path = out / f"{variant.replace(' ', '-')}.png"
-        scene = ll.render_surface(surface, elevation=54, azimuth=-60)  # one camera for both: they are to be compared
+        scene = ll.render_surface(surface, camera=(54, -60))  # one camera for both: they are to be compared
         ll.export_scene(scene, path)
         scene.close()
         paths.append(path)

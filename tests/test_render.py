@@ -12,12 +12,12 @@ import xarray as xr
 from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse.linalg import spsolve
 
-from lltoolkit import render
 from lltoolkit.plots import scene as scene_module
 from lltoolkit.plots.field import pick_plane
-from lltoolkit.plots.frame import follow_path, lay_frame
+from lltoolkit.plots.frame import lay_frame
 from lltoolkit.plots.scene import RENDER
-from lltoolkit.render import export_scene, render_surface
+from lltoolkit.plots.tracks import follow_path
+from lltoolkit.render import render_surface
 from tests.plots.surfaces import make_surface
 
 SMALL = (240, 200)
@@ -63,7 +63,7 @@ def test_points_are_the_spline_of_the_log(scenes, surface):
 
 
 def test_raw_cells_are_the_cells(scenes, surface):
-    mesh = mesh_of(scenes(surface, upsample=False, clip=np.inf))
+    mesh = mesh_of(scenes(surface, smooth=False, clip=np.inf))
     assert mesh.n_points == 31 * 31
     np.testing.assert_allclose(mesh["loss"].reshape(31, 31), surface.loss.values[0], rtol=1e-9)
 
@@ -139,7 +139,7 @@ def test_trajectory_lies_on_the_surface(scenes, surface, trajectory):
 def test_trajectory_outside_is_left_out_and_told(scenes, surface):
     path = xr.Dataset({"alpha": ("step", [-3.0, -0.5, 0.0, 0.2]), "beta": ("step", [0.0, 0.0, 0.0, 0.1])})
     scene = scenes(surface, trajectory=path)
-    assert "1 points of the trajectory lie outside" in scene.frame.note
+    assert "1 point of the trajectory outside" in scene.frame.note
     assert "start" not in scene.actors
     assert "end" in scene.actors
 
@@ -194,60 +194,6 @@ def test_nothing_is_left_after_closing(surface):
 def test_errors_come_back_from_the_render_thread(scenes, surface):
     with pytest.raises(NotImplementedError, match="xarray"):
         scenes(surface).add_mesh(surface)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
-def test_pictures(scenes, surface, tmp_path, suffix):
-    path = export_scene(scenes(surface), tmp_path / f"scene.{suffix}")
-    assert path.stat().st_size > 5000
-    assert sorted(tmp_path.iterdir()) == [path]
-    if suffix == "png":
-        from matplotlib.image import imread
-
-        assert imread(path).std() > 0.1
-    if suffix == "pdf":
-        assert b"/Type3" not in path.read_bytes()
-
-
-@pytest.mark.parametrize("suffix", ["vtp", "vtk", "obj"])
-def test_meshes_open_again(scenes, surface, tmp_path, suffix):
-    import pyvista
-
-    scene = scenes(surface)
-    mesh = pyvista.read(export_scene(scene, tmp_path / f"scene.{suffix}"))
-    np.testing.assert_allclose(mesh.bounds, mesh_of(scene).bounds, atol=1e-5)
-    if suffix != "obj":
-        assert {"alpha", "beta", "loss", "log10_loss"} <= set(mesh.point_data)
-
-
-def test_gltf_and_bare_pixels(scenes, surface, tmp_path):
-    from matplotlib.image import imread
-
-    scene = scenes(surface)
-    assert export_scene(scene, tmp_path / "scene.gltf").read_text().startswith("{")
-    assert imread(export_scene(scene, tmp_path / "bare.png", colorbar=False)).shape[:2] == SMALL[::-1]
-
-
-def test_bad_paths_are_told_before_drawing(scenes, surface, tmp_path, monkeypatch):
-    scene = scenes(surface)
-    monkeypatch.setattr(render, "_photograph", lambda _: pytest.fail("drew before looking at the path"))
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError, match=r"'.pgn' is not one of .png, .*Did you mean 'png'"):
-        export_scene(scene, tmp_path / "a.pgn")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        export_scene(scene, tmp_path / "folder.png")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        export_scene(scene, tmp_path / "nowhere" / "a.png")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(PermissionError, match="not writable"):
-        export_scene(scene, tmp_path / "a.png")
-
-
-def test_a_closed_scene_is_told(surface, tmp_path):
-    scene = render_surface(surface, size=SMALL)
-    scene.close()
-    with pytest.raises(ValueError, match="closed"):
-        export_scene(scene, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("values", [0.7, 0.0, -3.0])
@@ -322,9 +268,9 @@ def test_several_trajectories_have_colours_and_a_legend(scenes, surface, traject
     assert scene.frame.runs == (("SGD", color_of(0)), ("Adam", color_of(1)))
     for name, color in scene.frame.runs:
         assert scene.actors[f"trajectory {name} 0"].prop.color.hex_rgb == color.lower()
-    assert "points of Adam lie outside" in scene.frame.note
-    assert "SGD lie" not in scene.frame.note
-    (legend,) = compose(np.array(scene.screenshot()), scene.frame, []).legends
+    assert "points of Adam outside" in scene.frame.note
+    assert "of SGD outside" not in scene.frame.note
+    (legend,) = compose(np.array(scene.screenshot()), scene.sheet, []).legends
     assert [text.get_text() for text in legend.get_texts()] == ["SGD", "Adam"]
 
 
@@ -332,3 +278,162 @@ def test_a_trajectory_of_another_subspace_is_refused(surface, trajectory):
     surface.attrs["subspace_id"], trajectory.attrs["subspace_id"] = "abc", "abd"
     with pytest.raises(ValueError, match="other directions"):
         render_surface(surface, trajectory=trajectory)
+
+
+def test_the_rim_rises_to_the_start_of_a_trajectory(scenes, surface):
+    """Half of the drawn height at most: one spike may not flatten the rest."""
+    steps = np.linspace(1, 0, 12)
+    path = xr.Dataset({"alpha": ("step", -0.85 * steps), "beta": ("step", -0.8 * steps)})
+    plain, raised = scenes(surface), scenes(surface, trajectory=path)
+    start = float(surface.loss[0].interp(alpha=-0.85, beta=-0.8))
+    assert plain.frame.high < start < raised.frame.high
+    assert "start" in raised.actors
+    low, high, top = np.log10([plain.frame.low, plain.frame.high, raised.frame.high])
+    assert top <= high + 0.5 * (high - low) + 1e-9
+    assert scenes(surface, trajectory=path, clip=10.0).frame.high == 10.0
+
+
+def test_a_level_is_a_line_at_its_value(scenes, surface):
+    scene = scenes(surface, level={"initialization": 2.3, "nowhere": 1e9})
+    line = scene.actors["level initialization"].mapper.dataset
+    np.testing.assert_allclose(line["loss"], 2.3, rtol=2e-3)
+    below = scene.actors["floor level initialization"].mapper.dataset.points
+    np.testing.assert_allclose(below[:, 2], scene.frame.floor)
+    assert "level nowhere" not in scene.actors
+    assert "nowhere ($10^{9}$) lies outside what is shown" in scene.frame.note
+    assert ("initialization: 2.3", scene.sheet.theme.level) in scene.sheet.legend
+    for bad in (np.nan, {"a": "2"}, True):
+        with pytest.raises(ValueError, match="no finite number"):
+            render_surface(surface, level=bad)
+
+
+@pytest.mark.parametrize(
+    ("camera", "towards"),
+    [("top", (0, 0, 1)), ("front", (0, -0.93, 0.37)), ("side", (0.93, 0, 0.37)), ((0, 90), (0, 1, 0))],
+)
+def test_cameras(scenes, surface, camera, towards):
+    scene = scenes(surface, camera=camera)
+    away = np.subtract(scene.camera.position, scene.camera.focal_point)
+    np.testing.assert_allclose(away / np.linalg.norm(away), towards, atol=0.02)
+
+
+def test_from_the_top_the_axes_run_as_in_a_contour_plot(scenes, surface):
+    from lltoolkit.plots.window import view_of
+
+    scene = scenes(surface, camera="top")
+    origin, right, up = view_of(scene).project(np.array([(0.0, 0, 0), (1, 0, 0), (0, 1, 0)]), SMALL)
+    assert right[0] > origin[0] + 20
+    assert up[1] < origin[1] - 20
+
+
+def test_themes_differ_in_the_background(scenes, surface):
+    light, dark = (np.array(scenes(surface, theme=theme).screenshot()) for theme in ("light", "dark"))
+    assert (light[0, 0] == 255).all()
+    assert dark[0, 0].max() < 40
+
+
+def test_side_by_side_on_one_scale_with_one_camera(scenes, surface):
+    other = surface.assign(loss=10 * surface["loss"]).sel(alpha=slice(-0.5, 1))
+    scene = scenes({"one": surface, "ten": other}, size=(400, 180), trajectory=None)
+    one, ten = (panel.frame for panel in scene.panels)
+    assert (one.low, one.high) == (ten.low, ten.high)
+    assert one.low == pytest.approx(float(surface.loss[0].min()))
+    ranges = {renderer.actors["surface"].mapper.scalar_range for renderer in scene.renderers[:2]}
+    assert len(ranges) == 1
+    assert scene.renderers[0].camera is scene.renderers[1].camera
+    assert scene.sheet.titles == ("one", "ten")
+    assert "the axes span different ranges" in scene.sheet.note
+    # The same value is equally high.
+    for renderer in scene.renderers[:2]:
+        mesh = renderer.actors["surface"].mapper.dataset
+        height = (mesh["log10_loss"] - np.log10(one.low)) * one.steepness
+        np.testing.assert_allclose(mesh.points[:, 2], height, atol=1e-5)
+
+
+def test_what_cannot_stand_side_by_side(surface, trajectory):
+    with pytest.raises(ValueError, match="hold different things"):
+        render_surface({"a": surface, "b": surface.assign(loss=surface["loss"].assign_attrs(units="bit"))})
+    with pytest.raises(ValueError, match="run over different things"):
+        render_surface({"a": surface, "b": surface.rename(beta="gamma")})
+    with pytest.raises(ValueError, match="surface is empty"):
+        render_surface({})
+    with pytest.raises(ValueError, match="for several surfaces give trajectory="):
+        render_surface({"a": surface, "b": surface}, trajectory=trajectory)
+    with pytest.raises(ValueError, match="Did you mean 'one'"):
+        render_surface({"one": surface, "b": surface}, trajectory={"onee": trajectory})
+    with pytest.raises(TypeError, match=r"not an xarray\.Dataset"):
+        render_surface({"a": surface, "b": 3})
+
+
+def make_volume(n=9):
+    axis = np.linspace(-1, 1, n)
+    a, b, c = np.meshgrid(axis, axis, axis, indexing="ij")
+    loss = 10 ** (-2 + 3 * (a**2 + 0.7 * b**2 + 0.5 * c**2))
+    grid = {"alpha": axis, "beta": axis, "gamma": axis}
+    return xr.Dataset({"loss": (tuple(grid), loss, {"units": "nat"})}, coords=grid)
+
+
+def test_isosurfaces_of_a_volume_lie_at_their_values(scenes):
+    """Second road: the closed form. Towards the camera they are cut open."""
+    scene = scenes(make_volume())
+    mesh = mesh_of(scene)
+    expected = -2 + 3 * (mesh["alpha"] ** 2 + 0.7 * mesh["beta"] ** 2 + 0.5 * mesh["gamma"] ** 2)
+    np.testing.assert_allclose(mesh["log10_loss"], expected, atol=0.03)
+    assert len(np.unique(mesh["log10_loss"].round(3))) == 5
+    towards = np.sign(np.subtract(scene.camera.position, scene.camera.focal_point))
+    centers = np.stack([mesh["alpha"], mesh["beta"], mesh["gamma"]], axis=-1) * towards
+    assert not (centers > 0.02).all(axis=1).any()
+    assert (scene.frame.axes, scene.frame.third[0]) == (("alpha", "beta"), "gamma")
+
+
+def test_slices_of_a_volume_go_through_the_minimizer(scenes):
+    volume = make_volume()
+    volume["loss"][2, 2, 2] = np.nan
+    scene = scenes(volume, form="slices", smooth=False, clip=np.inf)
+    mesh = mesh_of(scene)
+    on_plane = np.min([np.abs(mesh[name]) for name in ("alpha", "beta", "gamma")], axis=0)
+    np.testing.assert_allclose(on_plane, 0, atol=1e-6)
+    assert "1 cells without a value" in scene.frame.note
+
+
+def test_what_a_volume_cannot_be(surface, trajectory):
+    volume = make_volume(4)
+    with pytest.raises(ValueError, match="Did you mean 'slices'"):
+        render_surface(volume, form="slice")
+    with pytest.raises(ValueError, match="drawn alone"):
+        render_surface(volume, trajectory=trajectory)
+    with pytest.raises(ValueError, match="drawn alone"):
+        render_surface({"a": volume, "b": surface})
+    with pytest.raises(ValueError, match="no volume"):
+        render_surface(volume.isel(gamma=[0]))
+    with pytest.raises(ValueError, match="nothing to render"):
+        render_surface(volume.where(volume.loss < 0))
+
+
+def test_bad_choices(surface):
+    for wrong, words in (
+        ({"camera": "topp"}, "Did you mean 'top'"),
+        ({"camera": (100, 0)}, "elevation of -90 to 90"),
+        ({"camera": 5}, "elevation of -90 to 90"),
+        ({"theme": "drak"}, "Did you mean 'dark'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            render_surface(surface, **wrong)
+
+
+def test_three_threads_build_one_picture(surface):
+    pictures = {}
+
+    def build(n):
+        scene = render_surface(surface, size=SMALL)
+        pictures[n] = np.array(scene.screenshot())
+        scene.close()
+
+    callers = [threading.Thread(target=build, args=(n,)) for n in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert pictures[0].std() > 20
+    np.testing.assert_array_equal(pictures[1], pictures[0])
+    np.testing.assert_array_equal(pictures[2], pictures[0])

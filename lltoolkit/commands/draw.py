@@ -33,7 +33,7 @@ def plot(
         typer.Argument(help="A result: .surface.nc, .curvature.nc, .trajectory.nc, .sharpness.nc, ...; or several."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The figure: .png, .pdf, .svg; of a path also .mp4, .gif; default beside.")
+        Path | None, typer.Option(help="The figure: .png, .pdf, .svg; of a path or scene also .mp4, .gif, .html.")
     ] = None,
     kind: Annotated[
         str, typer.Option(help="contour, slice, surface, scene or grid; of a path: path, loss or scene.")

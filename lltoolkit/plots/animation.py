@@ -4,7 +4,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from string import Template
@@ -19,6 +18,7 @@ from lltoolkit.files import require_folder, write_atomically
 from lltoolkit.labelled.schema import axes_of
 from lltoolkit.plots.contour import Form
 from lltoolkit.plots.field import pick_variable
+from lltoolkit.plots.film import require_encoder, write_film
 from lltoolkit.plots.path_marks import PATH_PARTS, Coloring, Colors, color_points, draw_path
 from lltoolkit.plots.paths import PlanePath, name_runs, over_steps, pick_paths, residual_of, time_axis
 from lltoolkit.plots.scale import number
@@ -123,7 +123,11 @@ def animate_trajectory(
         shots = _shots(runs, paths, max(2, round(seconds * fps)), round(_HOLD * fps))
         layers = _layers(ax, shots, paths, color_points(color, runs, paths), drops, _captions(runs, var, split))
         title = f"{surface.attrs.get('model', 'path')}: {split} {var}"
-        write_atomically(file, lambda temporary: _WRITERS[kind](temporary, still, layers, fps, len(shots), title))
+        if kind == "html":
+            write_atomically(file, lambda temporary: _write_page(temporary, still, layers, fps, len(shots), title))
+        else:
+            pictures = (_lay(still, layer) for layer in layers)
+            write_atomically(file, lambda temporary: write_film(temporary, pictures, fps))
     return file
 
 
@@ -136,8 +140,7 @@ def _require_kind(file: Path) -> str:
         )
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; give the name of a file in it.")
-    if kind == "mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ImportError('an .mp4 takes imageio-ffmpeg: pip install "lltoolkit[video]". Or write a .gif or .html.')
+    require_encoder(kind, "a .gif or .html")
     return kind
 
 
@@ -259,33 +262,7 @@ def _lay(still: np.ndarray, layer: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _write_gif(file: Path, still: np.ndarray, layers: Iterator[np.ndarray], fps: int, n_shots: int, title: str) -> None:
-    from PIL import Image
-
-    first = Image.fromarray(_lay(still, next(layers)))
-    # One palette for all, or what stands still would flicker.
-    palette = first.quantize(255, dither=Image.Dither.NONE)
-    frames = (
-        Image.fromarray(_lay(still, layer)).quantize(palette=palette, dither=Image.Dither.NONE) for layer in layers
-    )
-    palette.save(file, save_all=True, append_images=frames, duration=round(1000 / fps), loop=0)
-
-
-def _write_mp4(file: Path, still: np.ndarray, layers: Iterator[np.ndarray], fps: int, n_shots: int, title: str) -> None:
-    from imageio_ffmpeg import write_frames
-
-    height, width = still.shape[:2]
-    # H.264 in 4:2:0 is what every browser and slide show plays.
-    film = write_frames(str(file), (width, height), fps=fps, codec="libx264", macro_block_size=2, quality=8)
-    film.send(None)
-    try:
-        for layer in layers:
-            film.send(np.ascontiguousarray(_lay(still, layer)))
-    finally:
-        film.close()
-
-
-def _write_html(
+def _write_page(
     file: Path, still: np.ndarray, layers: Iterator[np.ndarray], fps: int, n_shots: int, title: str
 ) -> None:
     height, width = still.shape[:2]
@@ -306,6 +283,3 @@ def _png(pixels: np.ndarray) -> str:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return b64encode(buffer.getvalue()).decode()
-
-
-_WRITERS = {"gif": _write_gif, "mp4": _write_mp4, "html": _write_html}

@@ -1,6 +1,8 @@
-"""A rendered picture as a finished figure: vector colour bar, axis numbers and notes around the pixels."""
+"""A rendered picture as a finished figure: vector colour bar, axis numbers, titles and notes around the pixels."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from textwrap import fill
 from typing import Literal
 
 import numpy as np
@@ -8,15 +10,59 @@ from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from lltoolkit.plots.camera import View
-from lltoolkit.plots.field import axis_label
 from lltoolkit.plots.frame import Frame
 from lltoolkit.plots.style import PrintFigure, page_style
+from lltoolkit.plots.themes import THEMES, Theme
+from lltoolkit.plots.ticks import STROKE, lay_ticks
 
-_DPI = 200  # of the pixels; with text of 10 points a picture 1400 pixels wide is 7 inches
-_BAR = 1.15  # inches to the right of the picture for the colour bar and its label
+Box = tuple[float, float, float, float]
+
+PANEL_INCHES = 6.0  # height of a panel, whatever its pixels: text grows with the picture
+BAR_INCHES = 1.2  # inches on the right for the colour bar and its label
+_TEXT = 10  # points
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What stands around the pixels of a scene, and where.
+
+    Attributes
+    ----------
+    frame : Frame
+        Tells the colours and the label of the bar.
+    note : str
+        What was smoothed, cut and left out.
+    theme : Theme
+        Colours of text and background.
+    titles : tuple of str
+        Of the panels.
+    boxes : tuple of (float, float, float, float)
+        Left, bottom, width and height of each panel, as fractions of the window; what is free on the right is the
+        colour bar's.
+    legend : tuple of (str, str)
+        Names and colours of lines.
+    levels : mapping of str to float
+        Values marked on the bar.
+    """
+
+    frame: Frame
+    note: str
+    theme: Theme = THEMES["light"]
+    titles: tuple[str, ...] = ("",)
+    boxes: tuple[Box, ...] = ((0.0, 0.0, 0.84, 1.0),)
+    legend: tuple[tuple[str, str], ...] = ()
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+    def dpi(self, height: int) -> float:
+        """Return the resolution of a whole window that is `height` pixels high."""
+        return height * self.boxes[0][3] / PANEL_INCHES
+
+    @property
+    def strip(self) -> float:
+        """Where the colour bar's strip begins, as a fraction of the width."""
+        return max(left + width for left, _, width, _ in self.boxes)
 
 
 @dataclass(frozen=True)
@@ -39,60 +85,149 @@ class Mark:
     align: Literal["left", "center", "right"] = "center"
 
 
-def compose(image: np.ndarray, frame: Frame, marks: list[Mark]) -> PrintFigure:
+def compose(
+    image: np.ndarray, sheet: Sheet, marks: list[Mark], *, dpi: float | None = None, transparent: bool = False
+) -> PrintFigure:
     """Put a picture into a figure with vector text around it.
 
     Parameters
     ----------
     image : ndarray of uint8
-        Shape ``(height, width, 3)``, on a plain background; its empty margins are cut off.
-    frame : Frame
-        Tells the colours, the label and the note.
+        Shape ``(height, width, 3 or 4)``: the whole window, with nothing in the strip of the colour bar.
+    sheet : Sheet
+        What stands around it.
     marks : list of Mark
         Numbers and names of the axes.
+    dpi : float, optional
+        Resolution, where `image` is no whole window.
+    transparent : bool
+        Leave the background out.
 
     Returns
     -------
     PrintFigure
         Saved at its own resolution it has the pixels of `image` one to one.
     """
-    image, marks = _without_margins(image, marks)
     height, width = image.shape[:2]
-    size = (width / _DPI + _BAR, height / _DPI)
-    with rc_context(page_style(10)):
-        figure = PrintFigure(figsize=size, dpi=_DPI)
-        figure.print_dpi = _DPI
-        picture = figure.add_axes((0, 0, width / _DPI / size[0], 1))
+    dpi = dpi or sheet.dpi(height)
+    theme = sheet.theme
+    with rc_context(page_style(_TEXT)):
+        figure = PrintFigure(figsize=(width / dpi, height / dpi), dpi=dpi)
+        figure.print_dpi = dpi
+        figure.set_facecolor("none" if transparent else theme.background)
+        picture = figure.add_axes((0, 0, 1, 1))
         picture.imshow(image, interpolation="none", aspect="auto")
         picture.set_axis_off()
         for mark in marks:
-            picture.plot(*np.stack([mark.start, mark.stop]).T, color="0.3", linewidth=0.6, clip_on=False)
+            picture.plot(*np.stack([mark.start, mark.stop]).T, color=theme.quiet, linewidth=0.6, clip_on=False)
             if mark.text:
-                picture.text(*mark.stop, mark.text, ha=mark.align, va="center", clip_on=False)
+                where = {"ha": mark.align, "va": "center", "clip_on": False}
+                picture.text(*mark.stop, mark.text, color=theme.text, **where)
         picture.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-        bar = figure.add_axes((1 - (_BAR - 0.1) / size[0], 0.24, 0.15 / size[0], 0.52))
-        high = frame.high if frame.high > frame.low else frame.low + 0.01 * abs(frame.low) + 1e-9
-        norm = (LogNorm if frame.log else Normalize)(frame.low, high)
-        colors = figure.colorbar(ScalarMappable(norm, frame.cmap), cax=bar, label=frame.label)
-        colors.outline.set_linewidth(0.6)
-        if frame.runs:
-            runs = [Line2D([], [], color=color, linewidth=2.5, label=name) for name, color in frame.runs]
-            figure.legend(handles=runs, loc="upper left", frameon=False, handlelength=1.5)
-        figure.text(0.01, 0.008, frame.note, fontsize=7, color="0.4", ha="left", va="bottom")
+        for title, (left, bottom, across, up) in zip(sheet.titles, sheet.boxes, strict=True):
+            figure.text(left + across / 2, bottom + 0.985 * up, title, ha="center", va="top", color=theme.text, size=12)
+        draw_bar(figure, sheet, sheet.strip)
+        if sheet.legend:
+            lines = [Line2D([], [], color=color, linewidth=2.5, label=name) for name, color in sheet.legend]
+            below = 1 - 0.055 * sheet.boxes[0][3] if any(sheet.titles) else 1.0
+            look = {"frameon": False, "handlelength": 1.5, "labelcolor": theme.text}
+            side, corner = _free_corner(image, sheet, len(lines), dpi)
+            figure.legend(handles=lines, loc=f"upper {side}", bbox_to_anchor=(corner, below), **look)
+        letters = int(22 * sheet.strip * width / dpi)  # of 7 points, in an inch
+        note = fill(sheet.note, max(letters, 30))
+        figure.text(0.008, 0.008, note, fontsize=7, color=theme.quiet, ha="left", va="bottom")
     return figure
 
 
-def _without_margins(image: np.ndarray, marks: list[Mark]) -> tuple[np.ndarray, list[Mark]]:
-    """Cut off empty rows and columns, leaving room for the text of the marks."""
+def _free_corner(image: np.ndarray, sheet: Sheet, n_lines: int, dpi: float) -> tuple[Literal["left", "right"], float]:
+    """Choose the upper corner of the first panel in which a legend hides less, and where it is in the figure."""
+    left, _, across, _ = sheet.boxes[0]
+    width = image.shape[1]
+    high, wide = round(0.22 * dpi * (n_lines + 1)), round(1.8 * dpi)
+    first, last = round(left * width), round((left + across) * width)
+    hidden = [(image[:high, part] != image[-1, -1]).any(axis=2).sum()
+              for part in (slice(first, first + wide), slice(max(0, last - wide), last))]  # fmt: skip
+    return ("left", left) if hidden[0] <= hidden[1] else ("right", left + across)
+
+
+def draw_bar(figure: PrintFigure, sheet: Sheet, left: float) -> None:
+    """Draw the colour bar into the part of a figure to the right of `left`."""
+    frame, theme = sheet.frame, sheet.theme
+    width, height = figure.get_size_inches()
+    long = min(0.52 * height, 0.6 * PANEL_INCHES)
+    bar = figure.add_axes((left + 0.1 / width, 0.5 - long / height / 2, 0.15 / width, long / height))
+    high = frame.high if frame.high > frame.low else frame.low + 0.01 * abs(frame.low) + 1e-9
+    norm = (LogNorm if frame.log else Normalize)(frame.low, high)
+    colors = figure.colorbar(ScalarMappable(norm, frame.cmap), cax=bar)
+    colors.set_label(frame.label, color=theme.text)
+    colors.outline.set(linewidth=0.6, edgecolor=theme.text)
+    bar.tick_params(which="both", color=theme.text, labelcolor=theme.text)
+    for value in sheet.levels.values():
+        if frame.low <= value <= high:
+            bar.axhline(value, color=theme.level, linewidth=2.2)
+
+
+def bar_alone(sheet: Sheet, size: tuple[int, int], dpi: float) -> PrintFigure:
+    """Draw the colour bar as a picture of its own, without background.
+
+    Parameters
+    ----------
+    sheet : Sheet
+        Whose bar.
+    size : (int, int)
+        Width and height in pixels.
+    dpi : float
+        Resolution.
+
+    Returns
+    -------
+    PrintFigure
+        Transparent.
+    """
+    with rc_context(page_style(_TEXT)):
+        figure = PrintFigure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi, facecolor="none")
+        figure.print_dpi = dpi
+        draw_bar(figure, sheet, 0.0)
+    return figure
+
+
+def pixels_of(figure: PrintFigure) -> np.ndarray:
+    """Draw a figure at its resolution; return its pixels, shape ``(height, width, 4)``, uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
+def without_margins(image: np.ndarray, sheet: Sheet, marks: list[Mark]) -> tuple[np.ndarray, Sheet, list[Mark]]:
+    """Cut off the empty margins of a single panel, leaving room for the text of the marks and for the bar.
+
+    Parameters
+    ----------
+    image, sheet, marks
+        As for `compose`.
+
+    Returns
+    -------
+    (ndarray, Sheet, list of Mark)
+        The same, moved; unchanged for several panels.
+    """
     drawn = (image != image[0, 0]).any(axis=2)
-    if not drawn.any():
-        return image, marks
+    if len(sheet.boxes) > 1 or not drawn.any():
+        return image, sheet, marks
+    height, width = image.shape[:2]
     inside = np.array([(places[0], places[-1]) for places in (np.flatnonzero(drawn.any(axis=axis)) for axis in (0, 1))])
     ends = np.array([mark.stop for mark in marks if mark.text] or [inside[:, 0]])
-    first = np.minimum(inside[:, 0] - 25, ends.min(axis=0).astype(int) - 60).clip(0)
-    last = np.maximum(inside[:, 1] + 25, ends.max(axis=0).astype(int) + 60).clip(None, image.shape[1::-1])
+    room = height / 20
+    first = np.minimum(inside[:, 0] - room / 2, ends.min(axis=0) - room).clip(0).astype(int)
+    last = np.maximum(inside[:, 1] + room / 2, ends.max(axis=0) + room).astype(int)
+    strip = round((1 - sheet.strip) * width)
+    last = last.clip(None, (width - strip, height))
+    empty = np.broadcast_to(image[0, 0], (last[1] - first[1], strip, image.shape[2]))
+    cut = np.concatenate([image[first[1] : last[1], first[0] : last[0]], empty], axis=1)
     moved = [replace(mark, start=mark.start - first, stop=mark.stop - first) for mark in marks]
-    return image[first[1] : last[1], first[0] : last[0]], moved
+    return cut, replace(sheet, boxes=((0.0, 0.0, 1 - strip / cut.shape[1], 1.0),)), moved
 
 
 def axis_marks(frame: Frame, view: View, size: tuple[int, int]) -> list[Mark]:
@@ -103,30 +238,21 @@ def axis_marks(frame: Frame, view: View, size: tuple[int, int]) -> list[Mark]:
     frame, view : Frame, View
         Where the floor lies, and where it appears.
     size : (int, int)
-        Width and height of the picture in pixels.
+        Width and height of the panel in pixels.
 
     Returns
     -------
     list of Mark
-        Ticks, numbers, names.
+        Ticks, numbers, names, in pixels of the panel.
     """
 
-    def pixel(axis: int, value: float, outward: float) -> np.ndarray:
-        ends = (frame.first, frame.second)[axis]
-        place = np.array([0.0, 0.0, frame.floor])
-        place[axis] = ((value - ends[0]) / (ends[1] - ends[0]) * 2 - 1) * frame.half[axis]
-        place[1 - axis] = np.copysign(frame.half[1 - axis] + outward, (view.position - view.focus)[1 - axis])
-        return view.project(place[None], size)[0]
+    def pixel(point: np.ndarray) -> np.ndarray:
+        return view.project(point[None], size)[0]
 
     marks = []
-    for axis, ends in enumerate((frame.first, frame.second)):
-        ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends)
-        slack = 1e-9 * (ends[1] - ends[0])
-        for value in ticks[(ticks >= ends[0] - slack) & (ticks <= ends[1] + slack)]:
-            edge, place = pixel(axis, value, 0.0), pixel(axis, value, 0.06)
-            marks.append(Mark(edge, pixel(axis, value, 0.03)))
-            text = f"{value + 0.0:g}".replace("-", "−")
-            marks.append(Mark(place, place, text, "left" if place[0] > edge[0] else "right"))
-        name = pixel(axis, sum(ends) / 2, 0.26)
-        marks.append(Mark(name, name, axis_label(frame.axes[axis])))
+    for tick in lay_ticks(frame, view.position - view.focus):
+        edge, place = pixel(tick.edge), pixel(tick.place)
+        if tick.has_stroke:
+            marks.append(Mark(edge, pixel(tick.edge + STROKE * tick.outward)))
+        marks.append(Mark(place, place, tick.text))
     return marks

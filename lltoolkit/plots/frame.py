@@ -1,23 +1,21 @@
-"""A field in a 3D scene: where its values lie, what is cut off, and the path of a trajectory on it. NumPy only."""
+"""A field in a 3D scene: where its values lie, and what is cut off. NumPy only."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 from scipy.interpolate import RegularGridInterpolator
 
-from lltoolkit.plots.field import Field, count_cells
-from lltoolkit.plots.paths import name_runs, require_one_subspace
+from lltoolkit.plots.field import Field, count_cells, tell_filled
 from lltoolkit.plots.relief import Relief, smooth_relief
 from lltoolkit.plots.scale import choose_scale, number
-from lltoolkit.plots.series import color_of
 from lltoolkit.plots.style import FRACTION_COLORS, LOSS_COLORS
 
 _ROOF = 0.88  # quantile of the losses at which the walls are cut: the basin is what one wants to see
+_DECADES = 8  # that a log scale reaches below the rim
+_RAISED = 0.5  # of the drawn height, by which a trajectory may raise the rim
 _HEIGHT = 0.45  # of the box over its width; more hides the basin behind the near wall
 _FLOOR = 0.42  # below the lowest point, in scene units: the longer side of the plane is 2
-ONE_PATH = "#d62728"  # of a trajectory that is alone
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Frame:
         What was smoothed, cut and left out.
     runs : tuple of (str, str)
         Names and colours of several trajectories, for a legend; empty for one.
+    third : (str, float, float, float), optional
+        Of a volume: the name of the vertical axis, its ends, and its length in scene units.
     """
 
     axes: tuple[str, str]
@@ -58,6 +58,7 @@ class Frame:
     cmap: str
     note: str
     runs: tuple[tuple[str, str], ...] = ()
+    third: tuple[str, float, float, float] | None = None
 
     def heights(self, values: np.ndarray | float) -> np.ndarray:
         """Return what is drawn upwards for values: themselves or their log10."""
@@ -66,7 +67,7 @@ class Frame:
     @property
     def floor(self) -> float:
         """Height of the floor in scene units."""
-        return -_FLOOR
+        return -_FLOOR if self.third is None else 0.0
 
     @property
     def steepness(self) -> float:
@@ -101,39 +102,96 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Track:
-    """A trajectory as far as it lies on a surface.
+class Span:
+    """What one surface, or several that are to be compared, show of their values.
 
     Attributes
     ----------
-    pieces : list of ndarray
-        Each of shape ``(k, 3)``: both coordinates and the drawn height.
-    start, end : ndarray or None
-        Shape ``(2,)``: coordinates of the first and the last point, where these are on the surface.
-    n_outside : int
-        Points of the trajectory that are not.
+    log : bool
+        Whether height and colour follow log10.
+    low, high : float
+        The lowest value, and the rim, in units of the variable.
     """
 
-    pieces: list[np.ndarray]
-    start: np.ndarray | None
-    end: np.ndarray | None
-    n_outside: int
+    log: bool
+    low: float
+    high: float
+
+
+def choose_span(
+    fields: Sequence[Field], *, scale: str = "auto", clip: float | None = None, reach: float = -np.inf
+) -> Span:
+    """Decide on log or linear, and on the rim, once for all surfaces of a scene.
+
+    Parameters
+    ----------
+    fields : sequence of Field
+        What will be shown.
+    scale : {"auto", "log", "linear"}
+        Of height and colour.
+    clip : float, optional
+        Value of the rim; by default the quantile 0.88 for a loss, none for the rest.
+    reach : float
+        Highest value that should be seen, of a trajectory's start for example. The rim is raised to it, up to half as
+        high again as it would be.
+
+    Returns
+    -------
+    Span
+        With ``low <= high``.
+
+    Raises
+    ------
+    ValueError
+        If a surface has no finite value or only one row of cells, or a choice is impossible.
+    """
+    for field in fields:
+        if not field.finite.size:
+            raise ValueError(f"{field.label}: no cell of this surface has a finite value; there is nothing to render.")
+        if min(field.values.shape) < 2:
+            raise ValueError(
+                f"{field.label}: a grid of {field.values.shape} cells is no surface. Draw its line with plot_slice."
+            )
+    chosen = choose_scale(fields, scale, clip)
+    values = np.concatenate([field.finite for field in fields])
+    positive = values[values > 0] if chosen.log else values
+    lowest, highest = float(positive.min()), float(positive.max())
+    rim = highest
+    if clip is not None:
+        rim = min(highest, float(clip))
+    elif all(field.is_loss for field in fields):
+        rim = float(np.quantile(positive, _ROOF))
+    # An exact zero, or what is nearly one, would stretch a log scale without end.
+    low = max(lowest, rim * 10.0**-_DECADES) if chosen.log else lowest
+    rim = max(rim, low)
+    if clip is None and rim < reach < np.inf:
+        # In drawn heights, with room for the ball at the start; farther up, one spike would flatten all the rest.
+        down, up, wanted = (float(np.log10(each)) if chosen.log else each for each in (low, rim, reach))
+        raised = min(wanted + 0.03 * (wanted - down), up + _RAISED * (up - down))
+        rim = 10.0**raised if chosen.log else raised
+    return Span(chosen.log, low, min(highest, rim))
 
 
 def lay_frame(
-    field: Field, *, scale: str = "auto", clip: float | None = None, upsample: bool = True, cmap: str | None = None
+    field: Field,
+    span: Span | None = None,
+    *,
+    scale: str = "auto",
+    clip: float | None = None,
+    smooth: bool = True,
+    cmap: str | None = None,
 ) -> tuple[Frame, Relief]:
-    """Decide on heights, rim and proportions, and lay a spline through the cells.
+    """Decide on heights and proportions, and lay a spline through the cells.
 
     Parameters
     ----------
     field : Field
         What to show.
-    scale : {"auto", "log", "linear"}
-        Of height and colour.
-    clip : float, optional
-        Value of the rim; by default the quantile 0.88 for a loss, none for the rest.
-    upsample : bool
+    span : Span, optional
+        From `choose_span`; by default that of this field alone.
+    scale, clip
+        As in `choose_span`, where `span` is not given.
+    smooth : bool
         Whether between the cells lies a cubic spline or nothing.
     cmap : str, optional
         Colour map.
@@ -148,157 +206,46 @@ def lay_frame(
     ValueError
         If no value is finite, or there is only one row of cells.
     """
-    if not field.finite.size:
-        raise ValueError(f"{field.label}: no cell of this surface has a finite value; there is nothing to render.")
-    if min(field.values.shape) < 2:
-        raise ValueError(
-            f"{field.label}: a grid of {field.values.shape} cells is no surface. Draw its line with plot_slice."
-        )
-    chosen = choose_scale([field], scale, clip)
-    log = chosen.log
-    positive = field.finite[field.finite > 0] if log else field.finite
-    low = max(float(positive.min()), chosen.low if log else -np.inf)
-    high = float(positive.max())
-    if clip is not None:
-        high = min(high, float(clip))
-    elif field.is_loss:
-        high = float(np.quantile(positive, _ROOF))
-    notes = ["cubic spline through the cells" if upsample else ""]
-    if field.finite.max() > high:
-        notes.append(f"cut at {number(high)} (max {number(field.finite.max())})")
-    if (lower := field.finite < low).any():
-        notes.append(f"{count_cells(lower)} below {number(low)} drawn there")
-    for cells, why in ((field.missing, "not computed"), (field.nonfinite, "NaN or inf")):
-        if cells.any():
-            notes.append(f"{count_cells(cells)} {why}: cut out")
-    spans = np.array([np.ptp(field.first), np.ptp(field.second)])
+    span = span or choose_span([field], scale=scale, clip=clip)
+    notes = ["cubic spline through the cells" if smooth else "cells as measured", *_what_is_hidden(field, span)]
+    widths = np.array([np.ptp(field.first), np.ptp(field.second)])
     # True proportions, unless one direction is so much longer that the plane would be a ribbon.
-    half = spans / spans.max() if spans.min() * 3 >= spans.max() else np.ones(2)
+    half = widths / widths.max() if widths.min() * 3 >= widths.max() else np.ones(2)
     frame = Frame(
         axes=field.axes,
         first=(float(field.first[0]), float(field.first[-1])),
         second=(float(field.second[0]), float(field.second[-1])),
         half=(float(half[0]), float(half[1])),
-        low=low,
-        high=high,
-        cut=bool(field.finite.max() > high),
-        log=log,
+        low=span.low,
+        high=span.high,
+        cut=bool(field.finite.max() > span.high),
+        log=span.log,
         label=field.label,
         cmap=cmap or (LOSS_COLORS if field.is_loss else FRACTION_COLORS),
-        note="; ".join(filter(None, notes)),
+        note="; ".join(notes),
     )
-    values = np.where(field.drawn, np.maximum(field.values, low), np.nan)
+    return frame, _lay_relief(field, frame, smooth)
+
+
+def _what_is_hidden(field: Field, span: Span) -> Iterator[str]:
+    if field.finite.max() > span.high:
+        yield f"cut at {number(span.high)} (max {number(field.finite.max())})"
+    if (lower := field.finite < span.low).any():
+        yield f"{count_cells(lower)} below {number(span.low)} drawn there"
+    for cells, why in ((field.missing, "not computed"), (field.nonfinite, "NaN or inf")):
+        if cells.any():
+            yield f"{count_cells(cells)} {why}: cut out"
+    if filled := tell_filled([field]):
+        yield filled
+
+
+def _lay_relief(field: Field, frame: Frame, smooth: bool) -> Relief:
+    values = np.where(field.drawn, np.maximum(field.values, frame.low), np.nan)
     # The spline may go on above the roof, so that it crosses it at the right place, but not to 1e7: it would ring.
-    top = frame.heights(high) + (1.0 if log else high - low)
+    top = frame.heights(frame.high) + (1.0 if frame.log else frame.high - frame.low)
     heights = np.minimum(frame.heights(values), top)
     # A linear variable is bounded by nature (an accuracy) and flat over wide parts, where a free spline ripples.
-    relief = smooth_relief(field.first, field.second, heights, 400 if upsample else 0, bounded=not log)
-    return frame, relief
-
-
-def follow_paths(
-    trajectory: xr.Dataset | Mapping[str, xr.Dataset], surface: xr.Dataset, frame: Frame, relief: Relief
-) -> dict[str, Track]:
-    """Lay one trajectory, or several by name, on a surface.
-
-    Parameters
-    ----------
-    trajectory : xr.Dataset or mapping of str to xr.Dataset
-        With the frame's axes as variables over ``step``.
-    surface : xr.Dataset
-        What the frame was laid for.
-    frame, relief : Frame, Relief
-        From `lay_frame`.
-
-    Returns
-    -------
-    dict of str to Track
-        One trajectory has the name ``""``.
-
-    Raises
-    ------
-    TypeError
-        If one is no Dataset.
-    ValueError
-        If one has no path on this surface's axes, or lies in another subspace.
-    """
-    runs = name_runs(trajectory, "trajectory", "trajectory")
-    require_one_subspace(runs, surface)
-    return {name: follow_path(run, frame, relief) for name, run in runs.items()}
-
-
-def name_paths(frame: Frame, paths: Mapping[str, Track]) -> Frame:
-    """Give a frame the names and colours of several runs, and tell how many of their points lie outside.
-
-    Returns
-    -------
-    Frame
-        A new one.
-    """
-    notes = [
-        f"{path.n_outside} points of {name or 'the trajectory'} lie outside"
-        for name, path in paths.items()
-        if path.n_outside
-    ]
-    runs = tuple((name, color_of(place)) for place, name in enumerate(paths) if name)
-    return replace(frame, note="; ".join([frame.note, *notes]), runs=runs)
-
-
-def color_of_run(name: str, frame: Frame) -> str:
-    """Return the colour of a run: its own among several, red alone."""
-    return dict(frame.runs).get(name, ONE_PATH)
-
-
-def follow_path(trajectory: xr.Dataset, frame: Frame, relief: Relief) -> Track:
-    """Lay a trajectory on a surface, straight in the plane between its points.
-
-    Parameters
-    ----------
-    trajectory : xr.Dataset
-        With the frame's axes as variables over ``step``.
-    frame, relief : Frame, Relief
-        From `lay_frame`.
-
-    Returns
-    -------
-    Track
-        Without what lies beside the plane or above the rim.
-
-    Raises
-    ------
-    ValueError
-        If an axis is missing, runs over more than one dim, or has fewer than two finite points.
-    """
-    for axis in frame.axes:
-        if axis not in trajectory:
-            present = ", ".join(map(str, trajectory.variables)) or "nothing"
-            raise ValueError(
-                f"trajectory has no {axis!r}, an axis of this surface; it has {present}. "
-                "Project the checkpoints on the same subspace first."
-            )
-        if trajectory[axis].ndim != 1:
-            raise ValueError(
-                f"trajectory[{axis!r}] runs over {trajectory[axis].dims}, not over one dim. Choose one run."
-            )
-    corners = np.stack([trajectory[axis].values.astype(np.float64) for axis in frame.axes])
-    corners = corners[:, np.isfinite(corners).all(axis=0)]
-    if corners.shape[1] < 2:
-        raise ValueError(f"trajectory has {corners.shape[1]} finite points; a path takes two or more.")
-    dense = 24  # points per segment, to follow the surface
-    steps = np.arange(dense * (corners.shape[1] - 1) + 1) / dense
-    first, second = (np.interp(steps, np.arange(corners.shape[1]), row) for row in corners)
-    height = relief.spline.ev(first, second)
-    within = (first >= frame.first[0]) & (first <= frame.first[1]) & (second >= frame.second[0])
-    within &= (second <= frame.second[1]) & ((height <= frame.heights(frame.high)) | (not frame.cut))
-    points = np.stack([first, second, height], axis=-1)
-    pieces = np.split(points, np.flatnonzero(np.diff(within)) + 1)
-    return Track(
-        # Pieces alternate between inside and outside.
-        pieces=[piece for piece in pieces[0 if within[0] else 1 :: 2] if len(piece) > 1],
-        start=points[0, :2] if within[0] else None,
-        end=points[-1, :2] if within[-1] else None,
-        n_outside=int(np.count_nonzero(~within[::dense])),
-    )
+    return smooth_relief(field.first, field.second, heights, 400 if smooth else 0, bounded=not frame.log)
 
 
 def clear_elevation(frame: Frame, relief: Relief, azimuth: float) -> float:

@@ -30,6 +30,19 @@ class Relief:
     hole: np.ndarray
 
 
+def thin(relief: Relief, step: int) -> Relief:
+    """Keep every `step`-th fine point along each axis, and the last.
+
+    Returns
+    -------
+    Relief
+        With the same spline.
+    """
+    i, j = (np.unique(np.r_[0:n:step, n - 1]) for n in relief.height.shape)
+    kept = np.ix_(i, j)
+    return Relief(relief.first[i], relief.second[j], relief.height[kept], relief.spline, relief.hole[kept])
+
+
 def smooth_relief(
     first: np.ndarray, second: np.ndarray, height: np.ndarray, n_points: int = 400, *, bounded: bool = False
 ) -> Relief:

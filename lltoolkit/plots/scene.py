@@ -7,12 +7,17 @@ import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from inspect import getdoc, getmembers_static, isfunction
+from pathlib import Path
 from typing import Any
 
 import pyvista as pv
 
+from lltoolkit.plots.composite import Sheet
 from lltoolkit.plots.frame import Frame
+from lltoolkit.plots.page import require_viewer, write_page
 from lltoolkit.plots.renderthread import RenderThread
+from lltoolkit.plots.stage import Panel
+from lltoolkit.plots.style import PrintFigure
 
 RENDER = RenderThread()
 NO_OPENGL = (
@@ -24,18 +29,48 @@ NO_OPENGL = (
 class Scene(pv.Plotter):
     """A ``pyvista.Plotter`` whose work runs in the render thread, whichever thread calls.
 
-    Methods and properties are those of ``pyvista.Plotter``. ``frame`` says where values lie in the scene.
+    Methods and properties are those of ``pyvista.Plotter``. ``panels`` are the surfaces in it, ``frame`` says where the
+    values of the first lie, ``sheet`` what is written around them.
     """
 
-    frame: Frame | None = None
+    panels: tuple[Panel, ...] = ()
+    sheet: Sheet | None = None
+    layout: Any = None
+    compose: Callable[["Scene"], PrintFigure] | None = None
+
+    @property
+    def frame(self) -> Frame | None:
+        """Where the values of the first surface lie; ``frame.note`` says what was smoothed, cut and left out."""
+        return self.panels[0].frame if self.panels else None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.surfaces: list[tuple[pv.Actor, pv.PolyData]] = []  # of the panels
         RENDER.run(pv.Plotter.__init__, self, *args, **kwargs)
+
+    def screenshot(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the picture as ``pyvista.Plotter`` does, of the scene as it now is: never an older one."""
+        return RENDER.run(_take_picture, self, args, kwargs)
+
+    def export_html(self, filename: str | Path) -> None:
+        """Write the scene as one page that asks nothing of a network; as `export_scene` does, with all points."""
+        require_viewer()
+        RENDER.run(write_page, self, Path(filename), Path(filename).stem, self.sheet)
+
+    def _repr_png_(self) -> bytes | None:
+        # In a notebook a scene that is the value of a cell is seen as a finished figure.
+        closed = self.render_window is None
+        return None if closed or self.compose is None else self.compose(self)._repr_png_()
 
     def __del__(self) -> None:
         # Whichever thread drops the last reference; the window must die in its own.
         if not sys.is_finalizing():
             RENDER.run_later(pv.Plotter.__del__, self)
+
+
+def _take_picture(scene: Scene, args: tuple, kwargs: dict) -> Any:
+    if scene.render_window is not None and not scene._first_time:
+        scene.render()  # else PyVista gives what was drawn last
+    return pv.Plotter.screenshot(scene, *args, **kwargs)
 
 
 def _in_render_thread(function: Callable) -> Callable:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lltoolkit.plots import animation
+from lltoolkit.plots import animation, film
 from lltoolkit.plots.animation import animate_trajectory
 from tests.plots.surfaces import make_path, make_surface
 
@@ -130,6 +130,6 @@ def test_bad_input_is_told_before_drawing(path, surface, tmp_path, monkeypatch):
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         animate_trajectory(path, surface, tmp_path / "folder.gif")
-    monkeypatch.setattr(animation, "find_spec", lambda _: None)
+    monkeypatch.setattr(film, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r'pip install "lltoolkit\[video\]"'):
         animate_trajectory(path, surface, tmp_path / "film.mp4")
