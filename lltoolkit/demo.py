@@ -125,12 +125,12 @@ def run_demo(out: str | Path, recipe: Recipe = FULL, *, seed: int = 0, progress:
 
 
 def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: Recipe, out: Path) -> tuple[Path, ...]:
-    """Draw both surfaces side by side as contours (PNG and PDF) and each in 3D (PNG).
+    """Draw both surfaces side by side, as contours (PNG and PDF) and in 3D (PNG).
 
     Returns
     -------
     tuple of Path
-        The four figures.
+        The three figures.
     """
     depth = recipe.model.removeprefix("resnet")
     titles = {variant: f"ResNet-{depth} {variant}" for variant in surfaces}
@@ -143,10 +143,7 @@ def draw(surfaces: "dict[str, xr.Dataset]", accuracy: dict[str, float], recipe: 
     paths = [out / "contours.png", out / "contours.pdf"]
     for path in paths:
         figure.savefig(path)
-    for variant, surface in surfaces.items():
-        path = out / f"{variant.replace(' ', '-')}.png"
-        scene = ll.render_surface(surface, camera=(54, -60))  # one camera for both: they are to be compared
-        ll.export_scene(scene, path)
-        scene.close()
-        paths.append(path)
-    return tuple(paths)
+    scene = ll.render_surface({titles[variant]: surface for variant, surface in surfaces.items()})
+    ll.export_scene(scene, out / "surfaces.png", size=(2000, 900))
+    scene.close()
+    return (*paths, out / "surfaces.png")

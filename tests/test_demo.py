@@ -14,12 +14,11 @@ def test_demo_makes_what_it_says_and_goes_on_after_an_interrupt(tmp_path, monkey
     assert names == {
         "with-shortcuts",
         "with-shortcuts.surface.nc",
-        "with-shortcuts.png",
         "without-shortcuts",
         "without-shortcuts.surface.nc",
-        "without-shortcuts.png",
         "contours.png",
         "contours.pdf",
+        "surfaces.png",
     }
     assert all(path.exists() for path in whole.paths)
 
