@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import xarray as xr
 
 import lltoolkit as ll
 
@@ -26,27 +29,34 @@ def draw_figures(results: Path, names: Sequence[str]) -> None:
 
 
 def random_planes(results: Path) -> None:
-    """Draw one path in a random plane, in one that holds the way from the start, and in its own, as in figure 8."""
+    """Draw one path in a random plane and in one that holds the way from the start, as in figure 8."""
     planes = {"two random directions": "random", "the start and a random one": "random-and-start"}
-    with ll.plots.figure((5.5, 2.9), n_columns=2) as (fig, axes):
+    with ll.plots.figure((5.5, 2.7), n_columns=2) as (fig, axes):
         for ax, (title, name) in zip(axes, planes.items(), strict=True):
-            path, surface = (ll.open_result(results / f"{name}.{kind}.nc") for kind in ("trajectory", "surface"))
-            ll.plot_trajectory(path, surface=surface, color="run", legend=ax is axes[0], ax=ax)
-            ax.set_title(f"{title}: {100 * path.attrs['captured_share']:.2g} % in the plane", fontsize="medium", pad=22)
-        fig.savefig(results / "figure-8.png")
+            path = over_its_surface(results, name, ax)
+            ax.set_title(f"{title}: {100 * path.attrs['captured_share']:.2g} % in the plane", fontsize="medium")
+        ll.save_figure(fig, results / "figure-8.png")
 
 
 def pca_planes(results: Path, names: Sequence[str]) -> None:
     """Draw each run in the plane of its own principal components: small batches left, large right, as in figure 9."""
     rows = [name for name in names if "small" in name]
-    with ll.plots.figure((5.5, 9.4), n_rows=len(rows), n_columns=2) as (fig, axes):
+    with ll.plots.figure((5.5, 7.4), n_rows=len(rows), n_columns=2) as (fig, axes):
         for pair, small in zip(axes, rows, strict=True):
             for ax, name in zip(pair, (small, small.replace("small", "large")), strict=True):
-                path, surface = (ll.open_result(results / f"{name}.{kind}.nc") for kind in ("trajectory", "surface"))
-                ll.plot_trajectory(path, surface=surface, color="run", legend=False, ax=ax)
+                over_its_surface(results, name, ax)
                 optimizer, batch, decay = name.split("-", 2)
                 ax.set_title(f"{WORDS[optimizer]}, {WORDS[batch]}{DECAY[decay]}", fontsize="medium")
-        fig.savefig(results / "figure-9.png")
+                ax.set_aspect("auto")
+        ll.save_figure(fig, results / "figure-9.png", dpi=200)
+
+
+def over_its_surface(results: Path, name: str, ax: Any) -> xr.Dataset:
+    """Draw a path over the contours of its plane; a square is the start, red discs are drops of the learning rate."""
+    path, surface = (ll.open_result(results / f"{name}.{kind}.nc") for kind in ("trajectory", "surface"))
+    ll.plot_contour(surface, form="lines", minimizer=False, colorbar=False, ax=ax)
+    ll.plot_trajectory(path, color="run", legend=False, ax=ax)
+    return path
 
 
 def together(results: Path) -> None:
@@ -55,7 +65,7 @@ def together(results: Path) -> None:
     surface = ll.open_result(results / "together.surface.nc")
     with ll.plots.figure((5.5, 2.9), n_columns=2) as (fig, (ax, beside)):
         ll.plot_trajectory(paths, surface=surface, companion=beside, ax=ax)
-        fig.savefig(results / "together.png")
+        ll.save_figure(fig, results / "together.png")
 
 
 def schedules(results: Path) -> None:
@@ -64,4 +74,4 @@ def schedules(results: Path) -> None:
         name.replace("_", "-"): ll.open_result(results / f"schedule-{name}.statistics.nc")
         for name in ("step", "constant", "cosine", "one_cycle")
     }
-    ll.plot_trajectory_statistics(told).savefig(results / "schedules.png")
+    ll.save_figure(ll.plot_trajectory_statistics(told), results / "schedules.png")
