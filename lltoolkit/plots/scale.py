@@ -134,7 +134,8 @@ class Scale:
             exponent = np.log10(value)
             if np.isclose(exponent, np.round(exponent), rtol=0, atol=1e-9):
                 return f"$10^{{{int(np.round(exponent))}}}$"
-        return number(value)
+        extra = next((n for n in range(9) if len({number(each, n) for each in self.levels}) == len(self.levels)), 9)
+        return number(value, extra)  # levels that lie close together take the digits that tell them apart
 
 
 def choose_scale(
@@ -269,13 +270,20 @@ def _noted(levels: np.ndarray, log: bool, lowest: float, highest: float, notes: 
     return Scale(levels, log, lowest, highest, "; ".join(notes))
 
 
-def number(value: float) -> str:
+def number(value: float, extra: int = 0) -> str:
     r"""Write a number for a label, as mathtext where it is far from 1.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+    extra : int
+        Digits beyond the usual.
 
     Returns
     -------
     str
-        Three digits, or a power of ten.
+        Three digits, or a power of ten with a factor of two.
 
     Examples
     --------
@@ -283,7 +291,7 @@ def number(value: float) -> str:
     ('0.25', '10', '$1.5\\times10^{7}$', '$10^{-5}$')
     """
     if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    power = f"10^{{{int(exponent)}}}"
-    return f"${power}$" if mantissa == "1.0" else f"${mantissa.removesuffix('.0')}\\times{power}$"
+        return f"{value:.{3 + extra}g}" if abs(value) < 1000 else f"{value:.{extra}f}"
+    mantissa, exponent = f"{value:.{1 + extra}e}".split("e")
+    mantissa, power = mantissa.rstrip("0").rstrip("."), f"10^{{{int(exponent)}}}"
+    return f"${power}$" if mantissa == "1" else f"${mantissa}\\times{power}$"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lltoolkit.plots.field import pick_plane
-from lltoolkit.plots.scale import choose_scale
+from lltoolkit.plots.scale import Scale, choose_scale
 from tests.plots.surfaces import field_of
 
 RNG = np.random.default_rng(0)
@@ -142,3 +142,12 @@ def test_constant_and_empty():
 def test_bad_levels(levels, surface):
     with pytest.raises(ValueError, match="levels"):
         choose_scale([pick_plane(surface, "loss", "train")], levels)
+
+
+def test_levels_that_lie_close_together_are_told_apart():
+    levels = 4.5e-4 * (1 + 1e-4 * np.arange(6))
+    scale = Scale(levels, False, levels[0], levels[-1])
+    written = [scale.write(level) for level in levels]
+    assert len(set(written)) == 6
+    read = [float(text.strip("$").replace(r"\times10^{", "e").rstrip("}")) for text in written]
+    np.testing.assert_allclose(read, levels, rtol=1e-4)
