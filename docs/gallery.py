@@ -71,8 +71,12 @@ def two_surfaces() -> tuple[Any, Any]:
 
 def table_of_surfaces() -> tuple[Any, Any]:
     """Set surfaces into a table of rows and columns, by pairs of names, on one scale."""
-    files = {("SGD", "batch 16"): "sgd-small-wd0", ("SGD", "batch 230"): "sgd-large-wd0",
-             ("Adam", "batch 16"): "adam-small-wd0", ("Adam", "batch 230"): "adam-large-wd0"}  # fmt: skip
+    files = {
+        ("SGD", "batch 16"): "sgd-small-wd0",
+        ("SGD", "batch 230"): "sgd-large-wd0",
+        ("Adam", "batch 16"): "adam-small-wd0",
+        ("Adam", "batch 230"): "adam-large-wd0",
+    }
     surfaces = {pair: ll.open_result(f"data/optimizer-paths/results/{name}.surface.nc") for pair, name in files.items()}
     fig = ll.plot_grid(surfaces)
     return fig, {", ".join(pair): surface for pair, surface in surfaces.items()}
@@ -188,7 +192,7 @@ def section(figure: Callable[[], tuple[Any, Any]]) -> str:
     """Write a figure's part of the page: its name, what it shows, the picture, the code."""
     name = figure.__name__.replace("_", " ").capitalize().replace("3d", "3D")
     body = textwrap.dedent(re.split(r'""".*?"""\n', inspect.getsource(figure), maxsplit=1, flags=re.S)[1])
-    code = re.sub(r"^return .*\n", "", body, flags=re.M).replace("  # fmt: skip", "").rstrip()
+    code = re.sub(r"^return .*\n", "", body, flags=re.M).rstrip()
     about = " ".join((figure.__doc__ or "").split())
     return f"## {name}\n\n{about}\n\n![{name}]({picture_of(figure)})\n\n```python\n{code}\n```\n"
 
