@@ -12,6 +12,7 @@ import xarray as xr
 from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse.linalg import spsolve
 
+from lltoolkit.export import draw_figure
 from lltoolkit.plots import scene as scene_module
 from lltoolkit.plots.field import pick_plane
 from lltoolkit.plots.frame import lay_frame
@@ -437,3 +438,24 @@ def test_three_threads_build_one_picture(surface):
     assert pictures[0].std() > 20
     np.testing.assert_array_equal(pictures[1], pictures[0])
     np.testing.assert_array_equal(pictures[2], pictures[0])
+
+
+def test_two_cells_along_an_axis_are_a_surface(scenes):
+    corners = xr.DataArray([[1.0, 2.0], [3.0, 4.0]], coords={"alpha": [0.0, 1.0], "beta": [0.0, 1.0]}, name="loss")
+    image = scenes(corners.to_dataset(), clip=np.inf).screenshot(None, return_img=True)
+    assert image.std() > 5
+
+
+def test_filled_cells_are_counted_without_dots(scenes, surface):
+    surface["status"] = (("alpha", "beta"), np.full(surface["loss"].shape[1:], 2, dtype=np.int8))
+    note = scenes(surface).frame.note
+    assert note.endswith(f"{surface['status'].size} of {surface['status'].size} cells interpolated")
+
+
+def test_the_bar_of_a_nearly_constant_loss_has_few_numbers(scenes, surface):
+    surface["loss"] = surface["loss"] * 0 + 2
+    figure = draw_figure(scenes(surface))
+    figure.draw_without_rendering()
+    words = [tick.get_text() for ax in figure.axes[1:] for tick in ax.get_yticklabels(which="both") if tick.get_text()]
+    assert 1 <= len(words) <= 5
+    assert all("times" not in word for word in words)

@@ -1,6 +1,7 @@
 """Sentences on what a result was measured of and how; each is empty where the attributes don't tell. Torch-free."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -66,7 +67,8 @@ def tell_model(attrs: Mapping[Any, Any]) -> str:
     name, size = known(attrs, "model"), known(attrs, "n_params")
     if size is None:
         return str(name or "a network")
-    size = number(size) if not isinstance(size, str) else size
+    # Of several networks it is a text, "75002 to 1184714".
+    size = re.sub(r"\d+", lambda n: number(int(n[0])), size) if isinstance(size, str) else number(size)
     return f"{name or 'a network'} ({size} parameters)"
 
 

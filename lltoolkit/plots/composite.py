@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from lltoolkit.plots.camera import View
 from lltoolkit.plots.frame import Frame
+from lltoolkit.plots.series import set_log_ticks
 from lltoolkit.plots.style import PrintFigure, page_style
 from lltoolkit.plots.themes import THEMES, Theme
 from lltoolkit.plots.ticks import STROKE, lay_ticks
@@ -159,6 +160,8 @@ def draw_bar(figure: PrintFigure, sheet: Sheet, left: float) -> None:
     high = frame.high if frame.high > frame.low else frame.low + 0.01 * abs(frame.low) + 1e-9
     norm = (LogNorm if frame.log else Normalize)(frame.low, high)
     colors = figure.colorbar(ScalarMappable(norm, frame.cmap), cax=bar)
+    if frame.log:
+        set_log_ticks(bar.yaxis, float(np.log10(high / frame.low)))
     colors.set_label(frame.label, color=theme.text)
     colors.outline.set(linewidth=0.6, edgecolor=theme.text)
     bar.tick_params(which="both", color=theme.text, labelcolor=theme.text)

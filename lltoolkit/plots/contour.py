@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
+from matplotlib import rcParams
 from matplotlib.colors import BoundaryNorm
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from scipy.spatial import cKDTree
 
@@ -15,6 +18,7 @@ from lltoolkit.plots.cells import edges, mark_empty_cells, mark_filled_cells, ma
 from lltoolkit.plots.field import Field, axis_label, pick_plane, tell_filled
 from lltoolkit.plots.relief import Relief, smooth_relief
 from lltoolkit.plots.scale import Levels, Scale, choose_scale, number
+from lltoolkit.plots.series import wrap_label
 from lltoolkit.plots.style import FRACTION_COLORS, LOSS_COLORS, new_axes
 
 if TYPE_CHECKING:
@@ -308,10 +312,25 @@ def add_colorbar(axes: "Axes | Sequence[Axes]", mappable: "ScalarMappable", scal
     place = {"ax": axes, "aspect": 35, "pad": 0.02} if several else {"cax": axes.inset_axes((1.04, 0, 0.045, 1))}
     # The norm of bands knows on which sides it extends; other norms must be told.
     extend = {} if isinstance(mappable.norm, BoundaryNorm) else {"extend": scale.extend}
-    label = "\n".join(filter(None, [scale.labelled(fields[0].label), tell_filled(fields)]))
+    label = _wrapped("\n".join(filter(None, [scale.labelled(fields[0].label), tell_filled(fields)])), axes)
     bar = figure.colorbar(mappable, label=label, ticks=_FittingLocator(scale.major()), **place, **extend)
     bar.formatter = FuncFormatter(lambda value, _: scale.write(value))
     bar.outline.set_linewidth(0.5)
     bar.ax.yaxis.label.set_linespacing(1.2)
     bar.ax.minorticks_off()
     return bar
+
+
+def _wrapped(label: str, axes: "Axes | Sequence[Axes]") -> str:
+    """Break the lines of a label that would hang over the figure's edges, above and below its axes."""
+    boxes = [ax.bbox for ax in np.atleast_1d(axes)]
+    # In points; the numbers and names of the axes, and the room above, leave a label a little more than their height.
+    height = (
+        1.12 * 72 * (max(box.y1 for box in boxes) - min(box.y0 for box in boxes)) / np.atleast_1d(axes)[0].figure.dpi
+    )
+    font = FontProperties(size=rcParams["axes.labelsize"])
+    lines = []
+    for line in label.split("\n"):
+        width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=True)
+        lines.append(line if width <= height else wrap_label(line, max(12, int(len(line) * height / width))))
+    return "\n".join(lines)

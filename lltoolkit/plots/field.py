@@ -82,7 +82,7 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
     Raises
     ------
     ValueError
-        If `surface` has not exactly two axes, more dims than these, or lacks `var` or `split`.
+        If `surface` has not exactly two axes, more dims than these, a coordinate twice, or lacks `var` or `split`.
     """
     array = pick_variable(surface, var, split)
     axes = axes_of(surface)
@@ -101,6 +101,12 @@ def pick_plane(surface: xr.Dataset, var: str, split: str | None) -> Field:
     # Ascending order once, here: contour, splines and cell edges all want it, and the picture must not
     # depend on the order in which somebody gave the grid.
     array = array.sortby(list(axes)).transpose(*axes)
+    for axis in axes:
+        points = array[axis].values
+        if (twice := points[1:][points[1:] == points[:-1]]).size:
+            raise ValueError(
+                f"{axis} = {twice[0]:.6g} stands twice in this surface; keep one: surface.drop_duplicates({axis!r})."
+            )
     status = _status(surface.sortby(list(axes)), axes)
     cuts = {axis: float(array[axis]) for axis in AXES if axis in array.coords and not array[axis].dims}
     at = ", ".join(f"{axis_label(axis)} = {value:.3g}" for axis, value in cuts.items() if value)

@@ -236,7 +236,7 @@ def _what_is_hidden(field: Field, span: Span) -> Iterator[str]:
         if cells.any():
             yield f"{count_cells(cells)} {why}: cut out"
     if filled := tell_filled([field]):
-        yield filled
+        yield filled.removesuffix(" (dots)")  # a scene has none
 
 
 def _lay_relief(field: Field, frame: Frame, smooth: bool) -> Relief:

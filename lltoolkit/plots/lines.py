@@ -97,6 +97,7 @@ def plot_slice(
         where.append("minimizers at 0 and 1")
     ax.set_xlabel(", ".join([axis_label(along), *where]))
     ax.margins(x=0)
+    ax.locator_params(axis="x", steps=[1, 2, 5, 10])  # steps of 0.25 take labels that run into each other
     _explain(ax, surface.sizes.get("direction"), quantiles)
     return ax
 
@@ -196,6 +197,9 @@ def _draw(
     style = _DASHES.get(str(split or "train"), ":")
     entry = " ".join(filter(None, [name, split, str(values.attrs.get("long_name", var))]))
     ax.plot(points, middle, style, color=color, label=entry)
+    near = np.pad(np.isfinite(middle), 1)
+    if (alone := near[1:-1] & ~near[:-2] & ~near[2:]).any():  # a line shows no point whose neighbours are missing
+        ax.plot(points[alone], middle[alone], ".", color=color, label="_alone")
     if low is not None:
         ax.fill_between(points, low, high, color=color, alpha=0.18, linewidth=0, label="_band")
     for status, word in _FILLED.items():

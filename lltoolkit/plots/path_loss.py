@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import rcParams
 from matplotlib.font_manager import FontProperties
 
 from lltoolkit.labelled.schema import STATUS
@@ -141,8 +142,9 @@ def fit_columns(ax: "Axes", labels: Sequence[str], most: int) -> int:
     for ncols in range(most, 1, -1):
         n_rows = -(-len(labels) // ncols)
         longest = [max(map(len, labels[place : place + n_rows])) for place in range(0, len(labels), n_rows)]
-        # Letters are about 0.45 of their size wide; a handle with its gaps takes the place of three more sizes.
-        if size * sum(0.45 * length + 3 for length in longest) <= width:
+        # Letters are about this much of their size wide; a handle with its gaps takes the place of three more sizes.
+        letter = 0.45 if rcParams["font.family"] == ["serif"] else 0.53
+        if size * sum(letter * length + 3 for length in longest) <= width:
             return ncols
     return 1
 

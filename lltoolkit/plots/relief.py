@@ -86,13 +86,23 @@ def smooth_relief(
         raise ValueError(f"a relief takes two or more points along each axis, not a grid of {height.shape}. "
                          "Draw one row of cells with plot_slice.")  # fmt: skip
     filled = fill_from_neighbours(height)
-    spline = RectBivariateSpline(first, second, filled, kx=min(3, len(first) - 1), ky=min(3, len(second) - 1), s=0)
+    spline = _lay_spline(first, second, filled)
     fine_first, fine_second = subdivide(first, n_points), subdivide(second, n_points)
     nearest = np.ix_(_nearest(first, fine_first), _nearest(second, fine_second))
     heights = spline(fine_first, fine_second)
     if bounded:
         heights = np.clip(heights, *_bounds(filled, first, second, fine_first, fine_second))
     return Relief(fine_first, fine_second, heights, spline, bad[nearest])
+
+
+def _lay_spline(first: np.ndarray, second: np.ndarray, height: np.ndarray) -> RectBivariateSpline:
+    points = [first, second]
+    for axis in range(2):
+        if len(points[axis]) == 2:  # SciPy tells no slope of a straight piece, but that of a parabola through it
+            points[axis] = np.insert(points[axis], 1, points[axis].mean())
+            height = np.insert(height, 1, height.mean(axis=axis), axis=axis)
+    orders = {name: min(3, len(each) - 1) for name, each in zip(("kx", "ky"), points, strict=True)}
+    return RectBivariateSpline(*points, height, **orders, s=0)
 
 
 def _bounds(

@@ -1,5 +1,6 @@
 """What tells series apart, with and without colour, and labels and ticks that fit into small panels. Torch-free."""
 
+import re
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def wrap_label(text: str, width: int = 28) -> str:
     Parameters
     ----------
     text : str
-        Of words.
+        Of words; a formula between two ``$`` is one.
     width : int
         Letters in a line, at least 1; a longer word stays whole.
 
@@ -51,9 +52,11 @@ def wrap_label(text: str, width: int = 28) -> str:
     >>> wrap_label("worst case in an adaptive ball", 20).splitlines()
     ['worst case in an', 'adaptive ball']
     """
+    # Torn in two, a formula would be printed as its source.
+    text = re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace(" ", "\0").replace("-", "\1"), text)
     n_lines = len(wrap(text, width, break_long_words=False))
     narrow = next(each for each in range(1, width + 1) if len(wrap(text, each, break_long_words=False)) <= n_lines)
-    return "\n".join(wrap(text, narrow, break_long_words=False))
+    return "\n".join(wrap(text, narrow, break_long_words=False)).replace("\0", " ").replace("\1", "-")
 
 
 def set_log_ticks(axis: "Axis", decades: float) -> None:

@@ -111,6 +111,8 @@ def plot_surface(
         if floor and inside.size:
             masked = np.ma.masked_invalid(shown)
             ax.contour(*grid[:2], masked, levels=inside, offset=base, cmap=cmap, norm=norm, linewidths=0.7)
+    if min(field.values.shape) < 2:
+        notes.append("a single row of cells is no surface: plot_slice draws it")
     if not field.drawn.all():
         notes.append(f"{count_cells(~field.drawn)} without a value left open")
     notes += [tell_filled([field]).removesuffix(" (dots)")] if tell_filled([field]) else []

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
 from lltoolkit.errors import require_choice
 from lltoolkit.labelled.schema import AXES, axes_of
@@ -225,6 +226,7 @@ def _add_bar(ax: "Axes", mappable: "ScalarMappable", label: str) -> float:
     bar = ax.figure.colorbar(mappable, cax=inset, orientation="horizontal" if taken else "vertical", label=label)
     bar.outline.set_linewidth(0.5)
     if taken:
+        bar.locator = MaxNLocator("auto", steps=[1, 2, 5, 10])  # steps of 0.25 take numbers that run into each other
         inset.xaxis.set_ticks_position("top")
         inset.xaxis.set_label_position("top")
     else:

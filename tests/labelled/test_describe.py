@@ -245,6 +245,8 @@ def test_a_spectrum_and_a_table(results):
     assert "The sharpness of 1 minimizer of Sequential (21 parameters)" in text
     assert "worst case in a ball (sam, lower bound, m = 128" in text
     assert "Examples: 40 train and 30 test" in text
+    several = results["sharpness"].assign_attrs(n_params="75002 to 1184714")
+    assert "(75,002 to 1,184,714 parameters)" in describe(several)
 
 
 def test_statistics_and_history(results):

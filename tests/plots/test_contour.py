@@ -8,7 +8,7 @@ import pytest
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
-from lltoolkit.plots import plot_contour, plot_grid
+from lltoolkit.plots import figure, plot_contour, plot_grid
 from tests.plots.surfaces import make_surface
 
 
@@ -238,3 +238,21 @@ def test_numbers_on_the_colour_bar_fit_its_height(surface):
         plot_contour(surface, ax=ax).figure.draw_without_rendering()
         counts.append(len(ax.child_axes[0].get_yticks()))
     assert counts[0] > counts[1] >= 2
+
+
+@pytest.mark.parametrize("venue", ["icml", "slides", (3.0, 1.6)])
+def test_the_label_of_the_bar_stays_within_the_figure(surface, venue):
+    surface["status"] = (("alpha", "beta"), np.full(surface["loss"].isel(split=0).shape, 2, dtype=np.int8))
+    with figure(venue) as (fig, ax):
+        plot_contour(surface, form="heat", ax=ax)
+    with fig.settled():
+        label = ax.child_axes[0].yaxis.label
+        box = label.get_window_extent()
+        assert label.get_text().replace("\n", " ").endswith("interpolated (dots)")
+        assert box.y0 >= 0
+        assert box.y1 <= fig.bbox.height
+
+
+def test_a_coordinate_that_stands_twice_is_told(surface):
+    with pytest.raises(ValueError, match=r"alpha = 0.* stands twice .*drop_duplicates\('alpha'\)"):
+        plot_contour(surface.assign_coords(alpha=np.zeros(surface.sizes["alpha"])))

@@ -3,6 +3,7 @@ import pytest
 import xarray as xr
 
 from lltoolkit.plots import plot_slice
+from lltoolkit.plots.series import wrap_label
 from tests.plots.surfaces import make_surface
 
 
@@ -139,3 +140,18 @@ def test_flat_and_empty_lines(surface, value, ax):
 def test_what_has_no_axes(ax):
     with pytest.raises(ValueError, match="this trajectory has none of the axes alpha"):
         plot_slice(xr.Dataset({"loss": ("step", [1.0])}, attrs={"kind": "trajectory"}), ax=ax)
+
+
+def test_a_point_between_missing_ones_is_seen(surface, ax):
+    one = surface.loss.sel(split="train").where(surface.alpha == surface.alpha[3]).to_dataset()
+    plot_slice(one, var="loss", ax=ax)
+    (point,) = (line for line in ax.get_lines() if line.get_marker() == ".")
+    np.testing.assert_array_equal(point.get_xdata(), surface.alpha[[3]])
+
+
+def test_a_broken_formula_stays_whole():
+    assert wrap_label(r"loss at $\lambda = 10^{-3} b - c$ and more", 12).splitlines() == [
+        "loss at",
+        r"$\lambda = 10^{-3} b - c$",
+        "and more",
+    ]

@@ -59,3 +59,11 @@ def test_what_has_no_relief():
         smooth_relief(AXIS, AXIS, np.full((9, 9), np.inf))
     with pytest.raises(ValueError, match="plot_slice"):
         smooth_relief(AXIS, np.array([0.0]), np.ones((9, 1)))
+
+
+def test_two_points_along_an_axis_have_the_slope_between_them():
+    two = np.array([0.0, 2.0])
+    for first, second in ((two, two), (two, AXIS), (AXIS, two)):
+        relief = smooth_relief(first, second, np.add.outer(3 * first, 5 * second), 9)
+        np.testing.assert_allclose(relief.spline.ev([0.5], [0.5], dx=1), 3, rtol=1e-9)
+        np.testing.assert_allclose(relief.spline.ev([0.5], [0.5], dy=1), 5, rtol=1e-9)

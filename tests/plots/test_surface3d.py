@@ -58,3 +58,8 @@ def test_filled_cells_are_counted(surface, ax3d):
     surface["status"][::2, 1::2] = 2
     plot_surface(surface, ax=ax3d)
     assert any("240 of 961 cells interpolated" in text.get_text() for text in ax3d.texts)
+
+
+def test_a_single_row_says_what_draws_it(surface, ax3d):
+    plot_surface(surface.isel(alpha=[2]), ax=ax3d)
+    assert "plot_slice draws it" in "".join(text.get_text() for text in ax3d.texts)
