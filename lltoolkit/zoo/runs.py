@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from lltoolkit.errors import did_you_mean, require_choice
+from lltoolkit.errors import did_you_mean
 from lltoolkit.files import leftovers, write_atomically
 from lltoolkit.labelled.provenance import provenance
 from lltoolkit.labelled.schema import label
@@ -149,10 +149,16 @@ def require_every(every: Every) -> None:
     ValueError
         If it is neither ``"epoch"``, ``"geometric"`` nor a whole number of at least 1.
     """
-    if isinstance(every, str):
-        require_choice("every", every, WORDS)
-    elif isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r}: give 'epoch', 'geometric', or a whole number of steps of at least 1.")
+    known = (
+        every in WORDS
+        if isinstance(every, str)
+        else not isinstance(every, bool) and isinstance(every, int) and every >= 1
+    )
+    if not known:
+        raise ValueError(
+            f"every={every!r}: give 'epoch', 'geometric', or a whole number of steps of at least 1."
+            f"{did_you_mean(every, WORDS) if isinstance(every, str) else ''}"
+        )
 
 
 def next_due(every: Every, step: int) -> float:
